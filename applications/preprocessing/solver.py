@@ -1,0 +1,83 @@
+"""Batched damped Gauss-Newton (Levenberg-Marquardt) with a Gaussian prior and a Huber loss.
+
+N independent problems of P unknowns; residuals come as F vectors of C components, and the
+Huber loss acts on each vector's length. Derivatives by forward-mode differentiation: one
+directional derivative for each unknown, all in one batch, so any differentiable model works
+that treats each sample by itself.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# (values [K, P], sample index [K]) -> residuals [K, F, C] in standard deviations
+Residuals = Callable[[Tensor, Tensor], Tensor]
+
+
+def levenberg_marquardt(
+    residuals: Residuals,
+    start: Tensor,  # [N, P]
+    *,
+    columns: Tensor,  # indices of the unknowns to solve for; the others stay
+    precision: Tensor,  # [P, P] inverse covariance of the prior, whose mean is zero
+    robust: float,  # residual vectors longer than this count linearly
+    iterations: int,
+    tolerance: float,  # relative decrease of the cost at which a sample is done
+) -> Tensor:
+    """The values [N, P] at which each sample's cost stops falling; a step is kept only where it helps."""
+    values, precision = start.clone(), precision.double()
+    prior = precision[columns][:, columns]
+    everyone = torch.arange(len(values), device=values.device)
+    damping = torch.full((len(values),), 1e-2, dtype=torch.float64, device=values.device)
+    cost = _cost(residuals(values, everyone), values, precision=precision, robust=robust)
+    active = torch.ones_like(damping, dtype=torch.bool)
+    for _ in range(iterations):
+        rows = active.nonzero()[:, 0]
+        normal, gradient = _normal_equations(residuals, values[rows], rows, columns=columns, robust=robust)
+        normal += prior
+        gradient += (values[rows].double() @ precision)[:, columns]
+        damped = normal + torch.diag_embed(damping[rows, None] * normal.diagonal(dim1=1, dim2=2) + 1e-9)
+        step = torch.linalg.solve(damped, -gradient[..., None])[..., 0]
+        trial = values[rows]
+        trial[:, columns] += step.to(values.dtype)
+        trial_cost = _cost(residuals(trial, rows), trial, precision=precision, robust=robust)
+        better = torch.isfinite(trial_cost) & (trial_cost < cost[rows])
+        done = better & (cost[rows] - trial_cost < tolerance * cost[rows])
+        values[rows] = torch.where(better[:, None], trial, values[rows])
+        cost[rows] = torch.where(better, trial_cost, cost[rows])
+        damping[rows] = torch.where(better, damping[rows] / 5, damping[rows] * 5)
+        active[rows] = ~done & (damping[rows] < 1e6)
+        if not bool(active.any()):
+            break
+    return values
+
+
+def _cost(residual: Tensor, values: Tensor, *, precision: Tensor, robust: float) -> Tensor:
+    """The negative log posterior [N], up to a constant, in float64."""
+    size, values = residual.norm(dim=-1).double(), values.double()
+    huber = torch.where(size <= robust, 0.5 * size**2, robust * size - 0.5 * robust**2)
+    return huber.sum(dim=1) + 0.5 * ((values @ precision) * values).sum(dim=1)
+
+
+def _normal_equations(
+    residuals: Residuals, values: Tensor, rows: Tensor, *, columns: Tensor, robust: float
+) -> tuple[Tensor, Tensor]:
+    """Reweighted J^T J [N, C, C] and J^T r [N, C] over the chosen columns, in float64."""
+    count, num = len(values), len(columns)
+    directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)[columns].repeat(count, 1)
+    index = rows.repeat_interleave(num)
+    repeated = values.repeat_interleave(num, dim=0)
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch's first forward derivative compiles its own decompositions in a way that it warns about.
+        warnings.simplefilter('ignore', DeprecationWarning)
+        points, slopes = torch.func.jvp(lambda v: residuals(v, index), (repeated,), (directions,))
+    residual = points[::num]
+    jacobian = slopes.reshape(count, num, -1).transpose(1, 2).double()
+    weight = robust / residual.norm(dim=-1).clamp(min=robust)
+    weight = weight[..., None].expand_as(residual).flatten(1).double()
+    weighted = jacobian * weight[..., None]
+    return jacobian.transpose(1, 2) @ weighted, (weighted * residual.flatten(1).double()[..., None]).sum(dim=1)

@@ -1,0 +1,120 @@
+"""Pictures and shapes of seeds: what gen_samples.py does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from applications import images, meshes
+from dnnlib import UserError
+from dnnlib.files import make_output_folder
+from torch_utils.rng import stream
+from training import cameras
+from training.generator import Generator, Planes
+from training.head.model import HeadInput
+from training.template_rendering import render_template
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """What to draw and where."""
+
+    seeds: tuple[int, ...]
+    outdir: str
+    labels: Tensor  # [views, 25]
+    truncation_psi: float = 1.0
+    truncation_cutoff: int | None = None
+    shape_resolution: int | None = None  # None: no shapes
+    shape_level: float | None = None
+
+
+def view_labels(yaws: list[float], pitches: list[float]) -> Tensor:
+    """Camera labels [views, 25]; a single yaw or pitch serves all views."""
+    count = max(len(yaws), len(pitches))
+    if {len(yaws), len(pitches)} - {1, count}:
+        raise UserError(f'--pitches: expected one number or as many as --yaws, got {len(pitches)} for {len(yaws)} yaws')
+    yaw = torch.tensor(yaws).expand(count) if len(yaws) == 1 else torch.tensor(yaws)
+    pitch = torch.tensor(pitches).expand(count) if len(pitches) == 1 else torch.tensor(pitches)
+    return cameras.orbit_camera(yaw, pitch)
+
+
+def frontal_label() -> Tensor:
+    """The camera [1, 25] that scripts condition on, whatever camera they draw."""
+    return cameras.orbit_camera(torch.zeros(1), torch.zeros(1))
+
+
+def seed_latents(
+    generator: Generator, seeds: list[int] | tuple[int, ...], *, truncation_psi: float, truncation_cutoff: int | None
+) -> Tensor:
+    """ws [seeds, num_ws, w_dim]; each seed's is its own, whatever the others are."""
+    device = next(generator.parameters()).device
+    z = torch.cat([torch.randn(1, generator.config.z_dim, generator=stream('sample', seed)) for seed in seeds])
+    label = frontal_label().to(device).expand(len(seeds), -1)
+    return generator.map(z.to(device), label, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+
+
+@torch.no_grad()
+def write_samples(
+    generator: Generator,
+    head: HeadInput,  # of one head
+    options: SampleOptions,
+    *,
+    report: Callable[[str], None],
+) -> list[Path]:
+    """seed0000.png (its views side by side), sheet.png, and with shapes seed0000.ply and .mrc.
+
+    The sheet has a row a seed: every view, then raw image, depth and template of the middle one.
+    Returns the files written; `report` gets a line for each.
+    """
+    folder = make_output_folder(options.outdir)
+    device = next(generator.parameters()).device
+    head, labels = head.to(device), options.labels.to(device)
+    size = generator.config.image_resolution
+    middle = len(labels) // 2
+    template = render_template(generator.template, head, labels[[middle]], resolution=size, mode='normals')
+    cells: list[Tensor] = []
+    written: list[Path] = []
+    for seed in options.seeds:
+        ws = seed_latents(
+            generator,
+            [seed],
+            truncation_psi=options.truncation_psi,
+            truncation_cutoff=options.truncation_cutoff,
+        )
+        planes = generator.deform(generator.identity(ws), head)
+        views = [generator.render(planes, label[None]) for label in labels]
+        row = [view.image for view in views]
+        row += [images.resize(views[middle].image_raw, size)]
+        row += [images.depth_colors(images.resize(views[middle].depth, size)), template]
+        cells += [cell[0].clamp(-1, 1).cpu() for cell in row]
+        path = folder / f'seed{seed:04d}.png'
+        images.save_png(path, images.grid([view.image[0].clamp(-1, 1).cpu() for view in views], len(views)))
+        written.append(path)
+        report(str(path))
+        if options.shape_resolution is not None:
+            written += write_shape(generator, planes, folder / f'seed{seed:04d}', options, report=report)
+    sheet = folder / 'sheet.png'
+    images.save_png(sheet, images.grid(cells, len(labels) + 3))
+    report(str(sheet))
+    return [*written, sheet]
+
+
+def write_shape(
+    generator: Generator, planes: Planes, stem: Path, options: SampleOptions, *, report: Callable[[str], None]
+) -> list[Path]:
+    """`stem`.ply (coloured surface) and `stem`.mrc (density) of cached planes."""
+    assert options.shape_resolution is not None
+    half = generator.config.box_size / 2
+    sigma = meshes.density_grid(generator, planes, resolution=options.shape_resolution)
+    level = meshes.choose_level(sigma, options.shape_level)
+    mesh = meshes.color_mesh(meshes.extract_mesh(sigma, level=level, half=half), generator, planes)
+    ply, mrc = stem.with_suffix('.ply'), stem.with_suffix('.mrc')
+    meshes.write_ply(ply, mesh)
+    meshes.write_mrc(mrc, sigma, half=half)
+    report(f'{ply}: {len(mesh.vertices)} vertices at sigma {level:.3g}')
+    report(str(mrc))
+    return [ply, mrc]

@@ -1,0 +1,5 @@
+"""Project-independent helpers: files, errors, the command line."""
+
+from dnnlib.errors import UserError
+
+__all__ = ['UserError']

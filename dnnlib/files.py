@@ -1,0 +1,66 @@
+"""Files that are either whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from dnnlib.errors import UserError
+
+
+def explain_os_error(error: OSError, path: str | os.PathLike[str]) -> UserError:
+    """An OSError at `path` as one line with a remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f'{path}: the disk is full; free some space or choose another folder')
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f'{path}: not writable or not readable ({error.strerror}); check its permissions')
+    return UserError(f'{path}: {error.strerror or error}')
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
+    """A binary file handle whose content appears at `path` only when the block ends without error.
+
+    Written beside the target, flushed to the disk, renamed; a failure leaves the old file as it was
+    and removes the temporary one. Raises UserError for a full disk or an unwritable folder.
+    """
+    target = Path(path)
+    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def make_output_folder(path: str | os.PathLike[str]) -> Path:
+    """Create a folder (and parents) and prove that it can be written to; UserError otherwise."""
+    folder = Path(path)
+    probe = folder / f'.write-test.{os.getpid()}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b'')
+        probe.unlink()
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    return folder
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hex sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

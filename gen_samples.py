@@ -1,0 +1,97 @@
+"""Pictures and shapes of a trained generator."""
+
+from __future__ import annotations
+
+import click
+
+from dnnlib.cli import Command, parse_float_list, parse_int_list
+
+
+@click.command(cls=Command)
+@click.option('--network', required=True, help='Snapshot (network-snapshot-*.pkl).')
+@click.option('--outdir', required=True, help='Folder for the pictures.')
+@click.option('--seeds', default='0-7', show_default=True, help='Like 0,1,4-7.')
+@click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
+@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@click.option(
+    '--yaws', default='0.4,0,-0.4', show_default=True, help='Camera yaws, radians; + is to the left of the subject.'
+)
+@click.option('--pitches', default='0', show_default=True, help='Camera pitches, radians; one, or one a yaw.')
+@click.option('--obj_path', '--obj-path', help='Head from an OBJ of the same topology (head frame, metres).')
+@click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
+@click.option('--head', 'params_path', help='Head from an .npz of HeadParams (row --index).')
+@click.option('--data', help='Head from a packed dataset (item --index).')
+@click.option(
+    '--index', type=click.IntRange(min=0), default=0, show_default=True, help='Item of --data or row of --head.'
+)
+@click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.')
+@click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
+@click.option(
+    '--shapes/--no-shapes', default=False, help='Also write a surface (.ply) and a density grid (.mrc) a seed.'
+)
+@click.option('--shape-res', type=click.IntRange(min=2), default=128, show_default=True, help='Voxels a side.')
+@click.option(
+    '--shape-level', type=float, help='sigma of the surface. Default: 10, or mid-range where 10 is not reached.'
+)
+@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+def main(
+    network: str,
+    outdir: str,
+    seeds: str,
+    trunc: float,
+    trunc_cutoff: int | None,
+    yaws: str,
+    pitches: str,
+    obj_path: str | None,
+    lms_path: str | None,
+    params_path: str | None,
+    data: str | None,
+    index: int,
+    expressions: tuple[str, ...],
+    head_model: str | None,
+    shapes: bool,
+    shape_res: int,
+    shape_level: float | None,
+    device: str,
+) -> None:
+    """Draw SEEDS with one head: seed0000.png (its views), and sheet.png with raw image, depth and template.
+
+    \b
+    Examples:
+        python gen_samples.py --network=SNAPSHOT --outdir=out --seeds=0-7 --trunc=0.7
+        python gen_samples.py --network=SNAPSHOT --outdir=out --expression=jawOpen --expression=mouthSmileLeft:0.5
+        python gen_samples.py --network=SNAPSHOT --outdir=out --seeds=3 --shapes --shape-res=256
+    """
+    numbers = parse_int_list(seeds, option='--seeds')
+    yaw_values = parse_float_list(yaws, option='--yaws')
+    pitch_values = parse_float_list(pitches, option='--pitches')
+
+    from applications.heads import HeadChoice, choose_head
+    from applications.samples import SampleOptions, view_labels, write_samples
+    from torch_utils.devices import choose_device
+    from training.checkpoint import load_generator
+
+    choice = HeadChoice(
+        obj_path=obj_path,
+        lms_path=lms_path,
+        params_path=params_path,
+        data=data,
+        index=index,
+        expressions=expressions,
+        head_model_path=head_model,
+    )
+    options = SampleOptions(
+        seeds=tuple(numbers),
+        outdir=outdir,
+        labels=view_labels(yaw_values, pitch_values),
+        truncation_psi=trunc,
+        truncation_cutoff=trunc_cutoff,
+        shape_resolution=shape_res if shapes else None,
+        shape_level=shape_level,
+    )
+    loaded = load_generator(network, device=choose_device(device))
+    write_samples(loaded.generator, choose_head(choice, loaded), options, report=click.echo)
+
+
+if __name__ == '__main__':
+    main()

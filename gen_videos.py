@@ -1,0 +1,112 @@
+"""Videos of a trained generator: camera orbits, latent interpolation, driven expressions."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from dnnlib import UserError
+from dnnlib.cli import Command, parse_int_list
+
+
+@click.command(cls=Command)
+@click.option('--network', required=True, help='Snapshot (network-snapshot-*.pkl).')
+@click.option('--output', required=True, help='The .mp4 to write.')
+@click.option(
+    '--seeds', default='0', show_default=True, help='Like 0,1,4-7: one a cell, or with interpolation several.'
+)
+@click.option('--grid', help='Cells as WxH. Default: one row with all seeds, or one cell with interpolation.')
+@click.option('--frames', type=click.IntRange(min=1), help='Default: the length of a driving .npz, else 120.')
+@click.option('--fps', type=click.FloatRange(min=1), default=30.0, show_default=True)
+@click.option('--motion', default='orbit', show_default=True, help='orbit, interpolate, orbit+interpolate, or still.')
+@click.option('--drive', help='Expression sequence: talk, blink, gaze, turn, all, a dataset, or an .npz of HeadParams.')
+@click.option('--drive-items', help='Dataset items that are the key poses, like 0,3,5-8. Default: the first 8.')
+@click.option('--head-identity', help='Head shape from DATASET[:ITEM] or FILE.npz[:ROW]. Default: the neutral shape.')
+@click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
+@click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
+@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@click.option('--with-template', is_flag=True, help='Show the driven template mesh beside the grid.')
+@click.option(
+    '--scale', type=click.IntRange(min=1), help='Enlarge cells by this factor. Default: to 256 pixels or more.'
+)
+@click.option('--crf', type=click.IntRange(0, 51), default=18, show_default=True, help='H.264: 0 lossless, 51 worst.')
+@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+def main(
+    network: str,
+    output: str,
+    seeds: str,
+    grid: str | None,
+    frames: int | None,
+    fps: float,
+    motion: str,
+    drive: str | None,
+    drive_items: str | None,
+    head_identity: str | None,
+    head_model: str | None,
+    trunc: float,
+    trunc_cutoff: int | None,
+    with_template: bool,
+    scale: int | None,
+    crf: int,
+    device: str,
+) -> None:
+    """Write an mp4. A driver gives expression, jaw, neck and eyes; its identity stays its own.
+
+    \b
+    Examples:
+        python gen_videos.py --network=SNAPSHOT --output=orbit.mp4 --seeds=0-3 --grid=2x2
+        python gen_videos.py --network=SNAPSHOT --output=talk.mp4 --seeds=5 --drive=talk --frames=240
+        python gen_videos.py --network=SNAPSHOT --output=walk.mp4 --seeds=0-5 --motion=orbit+interpolate
+    """
+    numbers = parse_int_list(seeds, option='--seeds')
+    items = parse_int_list(drive_items, option='--drive-items') if drive_items else None
+    motions = tuple(motion.split('+'))
+    unknown = set(motions) - {'orbit', 'interpolate', 'still'}
+    if unknown or ('still' in motions and len(motions) > 1):
+        raise UserError(f'--motion: expected orbit, interpolate, orbit+interpolate or still, got {motion!r}')
+    columns, rows = _grid_size(grid, 1 if 'interpolate' in motions else len(numbers))
+
+    from applications.videos import VideoOptions, make_video
+    from torch_utils.devices import choose_device
+    from training.checkpoint import load_generator
+
+    options = VideoOptions(
+        seeds=tuple(numbers),
+        output=output,
+        columns=columns,
+        rows=rows,
+        frames=frames,
+        fps=fps,
+        motions=motions,
+        drive=drive,
+        drive_items=None if items is None else tuple(items),
+        head_identity=head_identity,
+        head_model_path=head_model,
+        truncation_psi=trunc,
+        truncation_cutoff=trunc_cutoff,
+        with_template=with_template,
+        scale=scale,
+        crf=crf,
+    )
+    loaded = load_generator(network, device=choose_device(device))
+    count = make_video(loaded, options, progress=_show_progress)
+    click.echo(f'{output}: {count} frames')
+
+
+def _grid_size(grid: str | None, cells: int) -> tuple[int, int]:
+    if grid is None:
+        return cells, 1
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', grid)
+    if match is None:
+        raise UserError(f'--grid: expected WxH like 4x2, got {grid!r}')
+    return int(match[1]), int(match[2])
+
+
+def _show_progress(done: int, total: int) -> None:
+    if done % 10 == 0 or done == total:
+        click.echo(f'\rframe {done}/{total}', nl=done == total, err=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,29 @@
+"""Inputs and checks shared by the tests of the networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed))
+
+
+def perturb(network: nn.Module) -> nn.Module:
+    """Non-zero biases and noise strengths, so that nothing hides behind an initial zero."""
+    with torch.no_grad():
+        for index, parameter in enumerate(network.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(index)))
+    return network
+
+
+def assert_all_parameters_learn(network: nn.Module, loss: torch.Tensor) -> None:
+    loss.backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not idle
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

@@ -1,0 +1,26 @@
+"""Shared fixtures: devices, the parity fixture, a tiny model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(params=['cpu', 'cuda'])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine; the CUDA twin of a test skips where there is none."""
+    if request.param == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('no CUDA device')
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope='session')
+def parity_fixture() -> dict:
+    """Stage outputs of the public release on random weights; its path in NEXT3D_PARITY_FIXTURE."""
+    path = os.environ.get('NEXT3D_PARITY_FIXTURE', '')
+    if not path or not Path(path).is_file():
+        pytest.skip('set NEXT3D_PARITY_FIXTURE to the parity fixture file')
+    return torch.load(path, weights_only=True)

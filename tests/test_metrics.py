@@ -1,0 +1,336 @@
+"""Frechet distances: exact formulas, sensitivity, batch and rank independence, caching, loaders."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+from cases_metrics import BlobDataset, BlobGenerator, blob_images, write_inception
+
+from dnnlib import UserError
+from dnnlib.download import fetch
+from dnnlib.files import sha256_file
+from metrics.estimators.inception import load_inception
+from metrics.estimators.random_features import RandomFeatures, counter_weights
+from metrics.features import extract_features
+from metrics.frechet import Statistics, frechet_distance, statistics
+from metrics.registry import Protocol, evaluate, parse_metric, write_results
+from metrics.sources import GeneratedImages, batches, choose_indices
+from torch_utils.distributed import Communicator, run
+
+FROZEN_HASH = '477ef5eb086d5e9a200b529fdbb45b369ad1034d610337dcf15e5b5ad0dadb71'
+CPU = Communicator(torch.device('cpu'))
+
+
+def distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    features = RandomFeatures()
+    return frechet_distance(*(statistics(extract_features([images], features)) for images in (first, second)))
+
+
+# Frechet distance.
+
+
+def test_statistics_equal_numpy() -> None:
+    features = np.random.default_rng(0).normal(5, 2, (3000, 7)).astype(np.float32)
+    result = statistics(features)
+    np.testing.assert_allclose(result.mean, features.astype(np.float64).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        result.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-10, atol=1e-12
+    )
+    assert result.count == 3000
+
+
+def test_distance_equals_matrix_square_root() -> None:
+    rng = np.random.default_rng(1)
+    first, second = (statistics(rng.normal(0, 1, (200, 12)) @ rng.normal(0, 1, (12, 12)) + shift) for shift in (0, 1))
+    root = scipy.linalg.sqrtm(first.covariance @ second.covariance).real
+    gap = first.mean - second.mean
+    expected = gap @ gap + np.trace(first.covariance + second.covariance - 2 * root)
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(second, first) == pytest.approx(expected, rel=1e-9)
+
+
+def test_distance_of_diagonal_gaussians() -> None:
+    first = Statistics(np.array([0.0, 1.0]), np.diag([4.0, 9.0]), 10)
+    second = Statistics(np.array([3.0, 1.0]), np.diag([1.0, 0.0]), 10)
+    assert frechet_distance(first, second) == pytest.approx(9 + (2 - 1) ** 2 + (3 - 0) ** 2, rel=1e-12)
+
+
+def test_distance_to_itself_is_zero_even_with_few_samples() -> None:
+    features = np.random.default_rng(2).normal(0, 30, (20, 64))  # singular covariance
+    same = statistics(features)
+    assert frechet_distance(same, same) < 1e-9 * np.trace(same.covariance)
+
+
+def test_statistics_reject_bad_features() -> None:
+    with pytest.raises(ValueError, match='at least 2'):
+        statistics(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match='finite'):
+        statistics(np.array([[0.0], [np.nan]]))
+    with pytest.raises(ValueError, match='same width'):
+        frechet_distance(statistics(np.eye(3)), statistics(np.eye(4)))
+
+
+# The stand-in network.
+
+
+def test_random_features_are_frozen() -> None:
+    features = RandomFeatures()
+    assert counter_weights(0, 100000).var() == pytest.approx(1, abs=0.02)
+    assert abs(float(counter_weights(1, 100000).mean())) < 0.02
+    assert features.content_hash == FROZEN_HASH
+    assert features(blob_images(2, seed=0)).shape == (2, features.num_features)
+
+
+def test_features_do_not_depend_on_the_batch() -> None:
+    images = blob_images(9, seed=3)
+    features = RandomFeatures()
+    together = extract_features([images], features)
+    apart = extract_features(images.split(2), features)
+    np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-6)
+
+
+def test_features_reject_other_ranges() -> None:
+    with pytest.raises(ValueError, match='uint8'):
+        extract_features([torch.zeros(1, 3, 16, 16)], RandomFeatures())
+    with pytest.raises(ValueError, match='side of at least'):
+        extract_features([torch.zeros(1, 3, 4, 4, dtype=torch.uint8)], RandomFeatures())
+
+
+def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    radius = int(3 * sigma) + 1
+    taps = torch.exp(-((torch.arange(-radius, radius + 1.0) / sigma) ** 2) / 2)
+    taps = (taps / taps.sum()).repeat(3, 1, 1, 1)
+    padded = F.pad(images.float(), (radius,) * 4, mode='reflect')
+    return F.conv2d(F.conv2d(padded, taps, groups=3), taps.transpose(2, 3), groups=3).round().byte()
+
+
+def noise(images: torch.Tensor, scale: float) -> torch.Tensor:
+    draw = torch.randn(images.shape, generator=torch.Generator().manual_seed(4))
+    return (images.float() + scale * draw).round().clamp(0, 255).byte()
+
+
+def tint(images: torch.Tensor, share: float) -> torch.Tensor:
+    grey = images.float().mean(dim=1, keepdim=True)
+    return (images.float() * (1 - share) + grey * share).round().byte()
+
+
+def shuffle(images: torch.Tensor, share: float) -> torch.Tensor:
+    count = int(share * len(images))
+    patches = F.unfold(images[:count].float(), 8, stride=8)
+    order = torch.randperm(patches.shape[2], generator=torch.Generator().manual_seed(6))
+    return torch.cat([F.fold(patches[:, :, order], images.shape[2], 8, stride=8).byte(), images[count:]])
+
+
+@pytest.mark.parametrize(
+    ('corrupt', 'strengths'),
+    [
+        (blur, (0.4, 0.8, 1.6, 3.2)),
+        (noise, (5.0, 10.0, 20.0, 40.0)),
+        (tint, (0.2, 0.4, 0.8)),
+        (shuffle, (0.25, 0.5, 1.0)),
+    ],
+    ids=['blur', 'noise', 'saturation', 'patches'],
+)
+def test_stand_in_grows_with_corruption(corrupt, strengths) -> None:
+    images, others = blob_images(300, seed=1), blob_images(300, seed=2)
+    floor = distance(images, others)
+    values = [distance(images, corrupt(others, strength)) for strength in strengths]
+    assert floor < values[0] or values[0] == pytest.approx(floor, rel=0.2)
+    assert all(a < b for a, b in zip(values, values[1:], strict=False)), values
+    assert values[-1] > 3 * floor
+
+
+# Names.
+
+
+def test_metric_names() -> None:
+    metric = parse_metric('fid50k_full')
+    assert (metric.features, metric.num_generated, metric.full) == ('fid', 50000, True)
+    metric = parse_metric('fd_random500')
+    assert (metric.features, metric.num_generated, metric.full) == ('fd_random', 500, False)
+    for name in ('kid50k', 'fid', 'fid0', 'FID50k', 'fid50k_fast', 'fd_random'):
+        with pytest.raises(UserError, match='expected fid<N>'):
+            parse_metric(name)
+    with pytest.raises(UserError, match='at least 2'):
+        parse_metric('fid1')
+
+
+# Generated images.
+
+
+def test_images_do_not_depend_on_batch_or_order() -> None:
+    source = GeneratedImages(BlobGenerator(), BlobDataset(), count=10, seed=3, device=CPU.device)
+    together = source.images(range(10))
+    backwards = torch.cat([source.images([index]) for index in reversed(range(10))]).flip(0)
+    assert torch.equal(together, backwards)
+    other_seed = GeneratedImages(BlobGenerator(), BlobDataset(), count=10, seed=4, device=CPU.device)
+    assert not torch.equal(together, other_seed.images(range(10)))
+
+
+def test_camera_and_head_are_drawn_per_image() -> None:
+    generator = BlobGenerator()
+    GeneratedImages(generator, BlobDataset(), count=20, seed=0, device=CPU.device).images(range(20))
+    assert len({row.item() for row in generator.labels[0][:, 0]}) > 10
+
+
+def test_wrong_resolution_is_refused() -> None:
+    dataset = BlobDataset()
+    dataset.resolution = 64
+    with pytest.raises(UserError, match='64 px but the network makes 32'):
+        GeneratedImages(BlobGenerator(), dataset, count=2, seed=0, device=CPU.device)
+
+
+def test_batches_are_the_same_at_any_number_of_ranks() -> None:
+    dataset = BlobDataset(23)
+    alone = [where for where, _ in batches(dataset, range(23), batch=4)]
+    shared = [where for rank in range(3) for where, _ in batches(dataset, range(23), batch=4, rank=rank, size=3)]
+    assert sorted(alone, key=lambda s: s.start) == sorted(shared, key=lambda s: s.start)
+    assert alone[-1] == slice(20, 23)
+
+
+def test_choose_indices() -> None:
+    assert choose_indices(5, None, seed=0) == [0, 1, 2, 3, 4]
+    assert choose_indices(5, 9, seed=0) == [0, 1, 2, 3, 4]
+    chosen = choose_indices(1000, 100, seed=0)
+    assert len(set(chosen)) == 100
+    assert chosen == sorted(chosen)
+    assert chosen != choose_indices(1000, 100, seed=1)
+
+
+# The whole measurement.
+
+
+def measure(tmp_path: Path, name: str = 'fd_random40_full', **protocol) -> dict:
+    options = Protocol(cache_dir=tmp_path, **protocol)
+    return evaluate(
+        [name],
+        generator=BlobGenerator(),
+        dataset=BlobDataset(),
+        protocol=options,
+        communicator=CPU,
+        subject={'kimg': 7},
+    )[0]
+
+
+def test_result_holds_the_protocol(tmp_path: Path) -> None:
+    result = measure(tmp_path, seed=2, truncation_psi=0.7)
+    assert result['metric'] == 'fd_random40_full'
+    assert result['value'] > 0
+    expected = {'kimg': 7, 'seed': 2, 'num_real': 96, 'num_generated': 40, 'truncation_psi': 0.7, 'dataset': 'blobs'}
+    assert {key: result[key] for key in expected} == expected
+    assert result['extractor_hash'] == RandomFeatures().content_hash
+    out = tmp_path / 'results.jsonl'
+    write_results(out, [result])
+    write_results(out, [result])
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [result, result]
+
+
+def test_value_is_independent_of_batch_and_cache(tmp_path: Path) -> None:
+    first = measure(tmp_path / 'a', batch=16)
+    assert measure(tmp_path / 'b', batch=7)['value'] == pytest.approx(first['value'], rel=1e-6)
+    assert measure(tmp_path / 'a', batch=16)['value'] == first['value']  # from cached statistics
+    assert measure(tmp_path / 'a', batch=16, seed=1)['value'] != first['value']
+
+
+def test_real_statistics_are_read_once(tmp_path: Path) -> None:
+    dataset = BlobDataset()
+    call = functools.partial(evaluate, generator=BlobGenerator(), dataset=dataset, communicator=CPU)
+    call(['fd_random20_full'], protocol=Protocol(cache_dir=tmp_path))
+    call(['fd_random30_full'], protocol=Protocol(cache_dir=tmp_path, seed=5))
+    assert dataset.reads == len(dataset)
+    call(['fd_random20'], protocol=Protocol(cache_dir=tmp_path))
+    assert dataset.reads == len(dataset) + 20
+    for file in (tmp_path / 'statistics').iterdir():
+        file.write_bytes(b'PK damaged')
+    call(['fd_random20_full'], protocol=Protocol(cache_dir=tmp_path))
+    assert dataset.reads == 2 * len(dataset) + 20
+
+
+def _measure_on_rank(path: str, communicator: Communicator) -> None:
+    result = evaluate(
+        ['fd_random40_full'],
+        generator=BlobGenerator(),
+        dataset=BlobDataset(),
+        protocol=Protocol(cache_dir=path, batch=6),
+        communicator=communicator,
+    )[0]
+    Path(path, f'rank{communicator.rank}.json').write_text(json.dumps(result))
+
+
+def test_two_ranks_give_the_value_of_one(tmp_path: Path) -> None:
+    run(functools.partial(_measure_on_rank, str(tmp_path)), 'cpu', ranks=2)
+    values = [json.loads((tmp_path / f'rank{rank}.json').read_text())['value'] for rank in range(2)]
+    alone = measure(tmp_path / 'alone', batch=6)['value']
+    assert values[0] == values[1]
+    assert values[0] == pytest.approx(alone, rel=1e-9)
+
+
+# The Inception loader.
+
+
+@pytest.fixture(scope='module')
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inception(tmp_path_factory.mktemp('inception') / 'tiny.pt')
+
+
+def test_inception_by_path_and_hash(tmp_path: Path, inception_file: Path) -> None:
+    digest = sha256_file(inception_file)
+    result = measure(tmp_path, 'fid40_full', inception=str(inception_file), inception_sha256=digest)
+    assert result['metric'] == f'fd_inception-{digest[:8]}_40_full'  # not the official file, so not called fid
+    assert result['extractor_hash'] == digest
+    assert result['value'] > 0
+
+
+def test_inception_is_not_loaded_unless_the_hash_matches(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.jit, 'load', lambda *_, **__: pytest.fail('a file with another hash was loaded'))
+    with pytest.raises(UserError, match='expected f58cb9b6'):
+        load_inception(str(inception_file))
+    with pytest.raises(UserError, match='no such file'):
+        load_inception(str(inception_file) + '.missing')
+
+
+def test_inception_of_another_kind(tmp_path: Path) -> None:
+    text = tmp_path / 'text.pt'
+    text.write_bytes(b'not a network')
+    with pytest.raises(UserError, match='not a TorchScript file'):
+        load_inception(str(text), sha256=sha256_file(text))
+
+
+@pytest.fixture
+def server(inception_file: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(inception_file.parent))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{httpd.server_address[1]}'
+        httpd.shutdown()
+        thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_download_is_checked_and_cached(tmp_path: Path, inception_file: Path, server: str) -> None:
+    digest = sha256_file(inception_file)
+    url = f'{server}/tiny.pt'
+    with pytest.raises(UserError, match='sha256 is'):
+        fetch(url, sha256='0' * 64, cache_dir=tmp_path)
+    assert not list((tmp_path / 'downloads').iterdir())
+    path = fetch(url, sha256=digest, cache_dir=tmp_path)
+    assert path.read_bytes() == inception_file.read_bytes()
+    assert fetch('http://127.0.0.1:9/tiny.pt', sha256=digest, cache_dir=tmp_path) == path  # cached: no network
+    with pytest.raises(UserError, match='put it at') as error:
+        fetch(f'{server}/absent.pt', sha256=digest, cache_dir=tmp_path)
+    assert digest in str(error.value)

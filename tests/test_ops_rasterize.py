@@ -1,0 +1,270 @@
+"""The rasterizer against a brute-force loop, its twin, closed forms, and the public release's recorded output."""
+
+from __future__ import annotations
+
+import cases_ops
+import pytest
+import torch
+
+from torch_utils.ops import library
+from torch_utils.ops.rasterize import AREA_EPSILON, Fragments, interpolate, rasterize
+
+BACKENDS = ['native', 'reference']
+MESHES = {case.name: case for case in cases_ops.mesh_cases()}
+
+
+def run(case: cases_ops.MeshCase, backend: str | None) -> Fragments:
+    return rasterize(case.vertices, case.faces, height=case.height, width=case.width, backend=backend)
+
+
+def assert_same(a: Fragments, b: Fragments) -> None:
+    assert torch.equal(a.face_ids, b.face_ids)
+    assert torch.equal(a.barycentrics, b.barycentrics)
+    assert torch.equal(a.depth, b.depth)
+
+
+def brute_force(case: cases_ops.MeshCase) -> torch.Tensor:
+    """Face ids pixel by pixel in float64 Python numbers, straight from the module's rule."""
+
+    def edge(p: list[float], a: list[float], b: list[float]) -> float:
+        return (p[0] - a[0]) * (b[1] - a[1]) - (p[1] - a[1]) * (b[0] - a[0])
+
+    result = torch.full((case.vertices.shape[0], case.height, case.width), -1)
+    for sample, vertices in enumerate(case.vertices.double().tolist()):
+        for row in range(case.height):
+            for column in range(case.width):
+                p = [-1 + (2 * column + 1) / case.width, -1 + (2 * row + 1) / case.height]
+                best = float('inf')
+                for face, (i, j, k) in enumerate(case.faces.tolist()):
+                    a, b, c = vertices[i], vertices[j], vertices[k]
+                    area, edges = edge(c, a, b), [edge(p, b, c), edge(p, c, a), edge(p, a, b)]
+                    if area > AREA_EPSILON and min(edges) > 0:
+                        depth = sum(e / (area + AREA_EPSILON) * v[2] for e, v in zip(edges, (a, b, c), strict=True))
+                        if depth < best:
+                            best, result[sample, row, column] = depth, face
+    return result
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_brute_force(backend: str, device: torch.device) -> None:
+    case = cases_ops.random_soup(11, samples=2, num_faces=25, height=13, width=17, spread=0.7)
+    case = case.to(device, torch.float64)
+    assert (brute_force(case) == run(case, backend).face_ids.cpu()).all()
+
+
+@pytest.mark.parametrize('name', MESHES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_native_equals_twin_exactly(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    case = MESHES[name].to(device, dtype)
+    native, reference = run(case, 'native'), run(case, 'reference')
+    assert_same(native, reference)
+    assert native.face_ids.dtype == torch.int64
+    assert native.depth.isfinite().all()
+    if name != 'soup3':  # a handful of slivers
+        assert (native.face_ids >= 0).any()
+
+
+def test_load_of_one_image(device: torch.device) -> None:
+    case = cases_ops.head_like().to(device)
+    native = run(case, 'native')
+    assert_same(native, run(case, 'reference'))
+    assert 0.2 < (native.face_ids >= 0).float().mean() < 0.3  # an ellipse of radii 0.5 and 0.6
+
+
+def test_threads_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = MESHES['soup1']
+    expected = run(case, 'native')
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert_same(expected, run(case, 'native'))
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr('torch_utils.ops.rasterize.CANDIDATES_PER_CHUNK', 100)
+    assert_same(expected, run(case, 'reference'))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_hostile_faces_are_skipped(backend: str, device: torch.device) -> None:
+    case = MESHES['hostile'].to(device)
+    assert set(run(case, backend).face_ids.unique().tolist()) == {0, 10}
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_pixel_centres_edges_and_closed_form(backend: str, device: torch.device) -> None:
+    # A right triangle over a 4 x 4 image whose hypotenuse passes through pixel centres: those stay uncovered.
+    vertices = torch.tensor([[[-1.0, -1.0, 2.0], [-1.0, 1.0, 2.0], [1.0, -1.0, 4.0]]], device=device)
+    faces = torch.tensor([[0, 1, 2]], device=device)
+    result = rasterize(vertices, faces, height=4, width=4, backend=backend)
+    expected = torch.tensor([[0, 0, 0, -1], [0, 0, -1, -1], [0, -1, -1, -1], [-1, -1, -1, -1]])
+    assert (result.face_ids[0].cpu() == expected).all()
+    column = torch.tensor([-0.75, -0.25, 0.25])
+    torch.testing.assert_close(result.depth[0, 0, :3].cpu(), 3 + column)
+    assert (result.barycentrics[result.face_ids < 0] == 0).all()
+    assert (result.depth[result.face_ids < 0] == 0).all()
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_ties_go_to_the_smaller_index(backend: str, device: torch.device) -> None:
+    case = MESHES['ties'].to(device)
+    result = run(case, backend).face_ids
+    sets = case.faces.sort(dim=1).values
+    for face in result.unique().tolist():
+        if face >= 0:
+            assert face == int((sets == sets[face]).all(1).nonzero()[0])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_samples_are_independent(backend: str, device: torch.device) -> None:
+    case = MESHES['soup1'].to(device)
+    together = run(case, backend)
+    for index in range(case.vertices.shape[0]):
+        alone = rasterize(
+            case.vertices[index : index + 1], case.faces, height=case.height, width=case.width, backend=backend
+        )
+        assert torch.equal(alone.face_ids[0], together.face_ids[index])
+        assert torch.equal(alone.depth[0], together.depth[index])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_gradcheck(backend: str, device: torch.device) -> None:
+    case = cases_ops.random_soup(4, samples=2, num_faces=8, height=9, width=7, spread=0.8).to(device, torch.float64)
+    vertices = case.vertices.requires_grad_()
+
+    def shaded(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        result = rasterize(v, case.faces, height=case.height, width=case.width, backend=backend)
+        return result.barycentrics, result.depth
+
+    assert torch.autograd.gradcheck(shaded, vertices, eps=1e-7, atol=1e-4, fast_mode=True)
+
+
+@pytest.mark.parametrize('name', MESHES)
+def test_gradients_agree(name: str, device: torch.device) -> None:
+    case = MESHES[name].to(device)
+    gradients = []
+    for backend in BACKENDS:
+        rng = torch.Generator().manual_seed(1)
+        vertices = case.vertices.clone().requires_grad_()
+        result = rasterize(vertices, case.faces, height=case.height, width=case.width, backend=backend)
+        noise = [torch.randn(x.shape, generator=rng).to(device) for x in (result.barycentrics, result.depth)]
+        total = (result.barycentrics * noise[0]).sum() + (result.depth * noise[1]).sum()
+        gradients.append(torch.autograd.grad(total, vertices)[0])
+    scale = gradients[1].abs().amax().clamp(min=1e-6)
+    torch.testing.assert_close(gradients[0] / scale, gradients[1] / scale, rtol=1e-4, atol=1e-6)
+    assert gradients[0].isfinite().all()
+
+
+def test_depth_alone_has_a_gradient(device: torch.device) -> None:
+    vertices = MESHES['sphere'].to(device).vertices.requires_grad_()
+    result = rasterize(vertices, MESHES['sphere'].faces.to(device), height=16, width=16)
+    result.depth.sum().backward()
+    assert vertices.grad is not None
+    covered = (result.face_ids >= 0).sum()  # the weights of a pixel's three depths sum to one
+    torch.testing.assert_close(vertices.grad[..., 2].sum(), covered.float(), rtol=1e-4, atol=1e-3)
+    assert not result.face_ids.requires_grad
+
+
+def test_opcheck(device: torch.device) -> None:
+    library.use_native(device, backend='native')
+    case = MESHES['soup1'].to(device)
+    arguments = (case.vertices.requires_grad_(), case.faces, case.height, case.width)
+    torch.library.opcheck(torch.ops.next3d.rasterize.default, arguments)
+    result = run(case, 'native')
+    cotangents = (torch.randn_like(result.barycentrics), torch.randn_like(result.depth))
+    backward = (*cotangents, result.face_ids, case.vertices.detach(), case.faces)
+    torch.library.opcheck(torch.ops.next3d.rasterize_backward.default, backward)
+
+
+@pytest.mark.parametrize('samples', [1, 2])
+def test_interpolate(samples: int, device: torch.device) -> None:
+    case = cases_ops.random_soup(6, samples=2, num_faces=20, height=8, width=9, spread=0.7).to(device, torch.float64)
+    result = run(case, 'reference')
+    rng = torch.Generator().manual_seed(2)
+    attributes = torch.randn(samples, 20, 3, 5, generator=rng, dtype=torch.float64).to(device)
+    value = interpolate(result, attributes)
+    for n, row, column in torch.cartesian_prod(torch.arange(2), torch.arange(8), torch.arange(9)).tolist():
+        face = int(result.face_ids[n, row, column])
+        corners = attributes[n % samples, face] if face >= 0 else torch.zeros_like(attributes[0, 0])
+        torch.testing.assert_close(value[n, row, column], result.barycentrics[n, row, column] @ corners)
+    weights = result.barycentrics.clone().requires_grad_()
+    table = attributes[:, :4].clone().requires_grad_()
+    few = result.face_ids.clamp(max=3)
+    assert torch.autograd.gradcheck(lambda b, a: interpolate(Fragments(few, b, result.depth), a), (weights, table), fast_mode=True)
+
+
+def test_interpolated_position_is_the_pixel_centre(device: torch.device) -> None:
+    case = cases_ops.head_like(views=2).to(device)
+    result = run(case, None)
+    position = interpolate(result, case.vertices[:, case.faces])
+    sharp = result.barycentrics.sum(-1) > 0.9999  # larger faces, where the epsilon is negligible
+    centre = (2 * torch.arange(256, device=device) + 1) / 256 - 1
+    expected = torch.stack(torch.meshgrid(centre, centre, indexing='xy'), dim=-1).expand(2, -1, -1, -1)
+    assert sharp.sum() > 5000
+    torch.testing.assert_close(position[..., :2][sharp], expected[sharp], atol=2e-4, rtol=0)
+    assert (position[result.face_ids < 0] == 0).all()
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize(('samples', 'num_faces'), [(0, 5), (2, 0)])
+def test_nothing_to_draw(samples: int, num_faces: int, backend: str) -> None:
+    faces = torch.zeros(num_faces, 3, dtype=torch.int32)
+    vertices = torch.zeros(samples, 4, 3, requires_grad=True)
+    result = rasterize(vertices, faces, height=3, width=5, backend=backend)
+    assert result.face_ids.shape == result.depth.shape == (samples, 3, 5)
+    assert result.barycentrics.shape == (samples, 3, 5, 3)
+    assert (result.face_ids == -1).all()
+    assert interpolate(result, torch.zeros(1, num_faces, 3, 2)).shape == (samples, 3, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ('vertices', 'faces', 'options', 'message'),
+    [
+        (torch.zeros(4, 3), torch.zeros(1, 3).long(), {}, r'vertices: expected \[N, V, 3\], got \[4, 3\]'),
+        (torch.zeros(1, 4, 3).half(), torch.zeros(1, 3).long(), {}, 'vertices: expected float32 or float64'),
+        (torch.zeros(1, 4, 3), torch.zeros(1, 3), {}, 'faces: expected integers'),
+        (torch.zeros(1, 4, 3), torch.tensor([[0, 1, 4]]), {}, r'faces: expected indices in \[0, 4\), got 0 to 4'),
+        (torch.zeros(1, 4, 3), torch.tensor([[0, -1, 2]]), {}, 'got -1 to 2'),
+        (torch.zeros(1, 4, 3), torch.zeros(1, 3).long(), {'height': 0}, 'height, width: expected at least 1'),
+        (torch.zeros(1, 4, 3), torch.zeros(1, 3).long(), {'backend': 'nvdiffrast'}, 'backend: expected one of'),
+    ],
+)
+def test_bad_input(vertices: torch.Tensor, faces: torch.Tensor, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rasterize(vertices, faces, **{'height': 4, 'width': 4, **options})
+
+
+def test_bad_attributes() -> None:
+    result = run(MESHES['ties'], None)
+    with pytest.raises(ValueError, match=r'attributes: expected \[2 or 1, F, 3, C\]'):
+        interpolate(result, torch.zeros(3, 4, 3, 2))
+
+
+@pytest.mark.parametrize('name', ['sphere', 'soup1', 'soup2', 'ties'])
+def test_pytorch3d_agrees(name: str, device: torch.device) -> None:
+    pytest.importorskip('pytorch3d')
+    case = MESHES[name].to(device)
+    ours, theirs = run(case, None), run(case, 'pytorch3d')
+    same = ours.face_ids == theirs.face_ids
+    assert same.float().mean() > 0.999  # sizes that are no power of two round pixel centres differently
+    torch.testing.assert_close(ours.barycentrics[same], theirs.barycentrics[same], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.depth[same], theirs.depth[same], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_parity_with_release(backend: str, parity_fixture: dict) -> None:
+    """Every face id of 4 views x 2 meshes; barycentrics and depth bit for bit where recorded."""
+    recorded = parity_fixture['stages']['raster']
+    faces = parity_fixture['G_state']['faces'][0][:, [0, 2, 1]]  # the release reverses the winding after its flips
+    for view, vertices in enumerate(recorded['verts']):
+        result = rasterize(vertices, faces, height=256, width=256, backend=backend)
+        assert torch.equal(result.face_ids, recorded['pix_to_face'][view].long())
+        covered = result.face_ids >= 0
+        for value, coded in (
+            (result.barycentrics.permute(0, 3, 1, 2), recorded['bary'][view]),
+            (result.depth.unsqueeze(1), recorded['zbuf'][view]),
+        ):
+            value = torch.where(covered.unsqueeze(1), value, -1)  # the release's background
+            row, column = coded['offset']
+            step = coded['stride']
+            assert torch.equal(value[:, :, row::step, column::step], coded['sub'])

@@ -1,0 +1,38 @@
+// Registers the CPU kernels under the schemas that the Python modules define.
+#include "bindings.h"
+#include "kernels_cpu.h"
+
+namespace next3d {
+namespace {
+
+struct CpuKernels {
+  template <typename... Args>
+  static void rasterize(Args... args) {
+    rasterize_cpu(args...);
+  }
+  template <typename... Args>
+  static void rasterize_backward(Args... args) {
+    rasterize_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void flood(Args... args) {
+    flood_cpu(args...);
+  }
+  template <typename... Args>
+  static void upfirdn2d(Args... args) {
+    upfirdn2d_cpu(args...);
+  }
+  template <typename... Args>
+  static void bias_act(Args... args) {
+    bias_act_cpu(args...);
+  }
+  template <typename... Args>
+  static void bias_act_backward(Args... args) {
+    bias_act_backward_cpu(args...);
+  }
+};
+
+}  // namespace
+}  // namespace next3d
+
+TORCH_LIBRARY_IMPL(next3d, CPU, m) { next3d::Bindings<next3d::CpuKernels>::register_all(m); }

@@ -1,0 +1,55 @@
+// The launchers of kernels_cuda.h as the `Kernels` of bindings.h, on the stream that `Context` names.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "kernels_cuda.h"
+
+namespace next3d {
+
+// Pointers to torch's half types become pointers to the device's.
+template <typename T>
+T native(T value) {
+  return value;
+}
+inline Half* native(c10::Half* at) { return reinterpret_cast<Half*>(at); }
+inline const Half* native(const c10::Half* at) { return reinterpret_cast<const Half*>(at); }
+inline BFloat16* native(c10::BFloat16* at) { return reinterpret_cast<BFloat16*>(at); }
+inline const BFloat16* native(const c10::BFloat16* at) { return reinterpret_cast<const BFloat16*>(at); }
+
+template <typename Context>
+struct DeviceKernels {
+  template <typename... Args>
+  static void rasterize(Args... args) {
+    rasterize_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void rasterize_backward(Args... args) {
+    rasterize_backward_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void flood(Args... args) {
+    flood_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void upfirdn2d(Args... args) {
+    upfirdn2d_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void bias_act(Args... args) {
+    bias_act_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void bias_act_backward(Args... args) {
+    bias_act_backward_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+};
+
+}  // namespace next3d

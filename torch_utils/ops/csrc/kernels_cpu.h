@@ -1,0 +1,52 @@
+// CPU kernels on raw pointers; defined in *_cpu.cpp, checked and called by bindings_cpu.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "activation_math.h"
+#include "upfirdn_math.h"
+
+namespace next3d {
+
+// vertices [samples, num_vertices, 3]; faces [num_faces, 3]; outputs [samples, height, width(, 3)], all contiguous.
+template <typename T>
+void rasterize_cpu(const T* vertices, const int64_t* faces, int64_t samples, int64_t num_vertices, int64_t num_faces,
+                   int height, int width, int64_t* face_ids, T* barycentrics, T* depth);
+
+// Adds to grad_vertices [samples, num_vertices, 3].
+template <typename T>
+void rasterize_backward_cpu(const T* grad_barycentrics, const T* grad_depth, const int64_t* face_ids,
+                            const T* vertices, const int64_t* faces, int64_t samples, int64_t num_vertices,
+                            int64_t num_faces, int height, int width, T* grad_vertices);
+
+// open, reached [samples, height, width] of 0 and 1.
+void flood_cpu(const uint8_t* open, int64_t samples, int height, int width, bool guarded, uint8_t* reached);
+
+// The type that sums are kept in.
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+
+// x [planes, rows.in, columns.in, inner] -> y [planes, rows.out, columns.out, inner]; taps [rows.taps, columns.taps],
+// mirrored first unless `correlate`.
+template <typename T>
+void upfirdn2d_cpu(const T* x, const typename Accumulator<T>::type* taps, bool correlate, double gain, int64_t planes,
+                   int64_t inner, const Axis& rows, const Axis& columns, T* y);
+
+// x, y, grad, reference [outer, channels, inner]; bias [channels] or null.
+template <typename T>
+void bias_act_cpu(const T* x, const T* bias, int64_t outer, int64_t channels, int64_t inner, Act act,
+                  const ActParams<typename Accumulator<T>::type>& params, T* y);
+
+// Swish takes its argument x and the bias; the others take the output as `reference` and a null bias.
+template <typename T>
+void bias_act_backward_cpu(const T* grad, const T* reference, const T* bias, int64_t outer, int64_t channels,
+                           int64_t inner, Act act, const ActParams<typename Accumulator<T>::type>& params,
+                           T* grad_x);
+
+}  // namespace next3d

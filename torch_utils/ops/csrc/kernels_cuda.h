@@ -1,0 +1,37 @@
+// Launchers of the CUDA kernels on raw device pointers; the same contracts as kernels_cpu.h, plus a stream.
+// Half types are cuda_compat.h's Half and BFloat16; A is float, or double for double.
+#pragma once
+
+#include <cstdint>
+
+#include "activation_math.h"
+#include "cuda_compat.h"
+#include "upfirdn_math.h"
+
+namespace next3d {
+
+template <typename T>
+void rasterize_cuda(Stream stream, const T* vertices, const int64_t* faces, int64_t samples, int64_t num_vertices,
+                    int64_t num_faces, int height, int width, int64_t* face_ids, T* barycentrics, T* depth);
+
+template <typename T>
+void rasterize_backward_cuda(Stream stream, const T* grad_barycentrics, const T* grad_depth, const int64_t* face_ids,
+                             const T* vertices, const int64_t* faces, int64_t samples, int64_t num_vertices,
+                             int64_t num_faces, int height, int width, T* grad_vertices);
+
+void flood_cuda(Stream stream, const uint8_t* open, int64_t samples, int height, int width, bool guarded,
+                uint8_t* reached);
+
+template <typename T, typename A>
+void upfirdn2d_cuda(Stream stream, const T* x, const A* taps, bool correlate, double gain, int64_t planes,
+                    int64_t inner, const Axis& rows, const Axis& columns, T* y);
+
+template <typename T, typename A>
+void bias_act_cuda(Stream stream, const T* x, const T* bias, int64_t outer, int64_t channels, int64_t inner, Act act,
+                   const ActParams<A>& params, T* y);
+
+template <typename T, typename A>
+void bias_act_backward_cuda(Stream stream, const T* grad, const T* reference, const T* bias, int64_t outer,
+                            int64_t channels, int64_t inner, Act act, const ActParams<A>& params, T* grad_x);
+
+}  // namespace next3d

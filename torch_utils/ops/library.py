@@ -1,0 +1,295 @@
+"""Builds and loads the native ops at first use, and decides which implementation a call gets.
+
+Each op's schema is defined once, in Python, under the namespace `next3d`; its module registers the fake kernel and
+the gradient. The C++ and CUDA kernels in csrc/ are compiled by ninja when an op first runs on a device and kept in a
+cache keyed by sources, flags, compiler, processor and torch. `NEXT3D_OPS` chooses:
+
+    auto       native where it builds; otherwise the PyTorch twin, after one warning that gives the cause (default)
+    native     native; UserError with the cause where it does not build
+    reference  the PyTorch twin; nothing is ever built
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dnnlib import UserError
+
+MODES = ('auto', 'native', 'reference')
+SOURCE_DIR = Path(__file__).parent / 'csrc'
+LOCK_TIMEOUT_SECONDS = 900.0
+
+_definitions = torch.library.Library('next3d', 'DEF')
+_builds: dict[str, Build] = {}
+_build_lock = threading.Lock()
+_warned: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Build:
+    """The outcome of loading one device's kernels: a library, or the cause of the failure."""
+
+    library: Path | None = None
+    cause: str | None = None
+    seconds: float = 0.0
+    compiled: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that the binary depends on."""
+
+    name: str
+    sources: tuple[Path, ...]
+    headers: tuple[Path, ...]
+    compiler: str
+    compiler_version: str
+    flags: tuple[str, ...]
+    cuda_flags: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Hex digest that names the cache entry."""
+        digest = hashlib.sha256()
+        for path in (*self.sources, *self.headers):
+            digest.update(path.name.encode() + b'\0' + path.read_bytes() + b'\0')
+        facts = (torch.__version__, self.compiler, self.compiler_version, *self.flags, *self.cuda_flags, _processor())
+        digest.update('\0'.join(facts).encode())
+        return digest.hexdigest()[:20]
+
+
+def define(schema: str) -> None:
+    """Define one op of the namespace, such as 'fill_holes(Tensor alpha, bool guarded) -> Tensor'."""
+    _definitions.define(schema)
+
+
+def layout(x: torch.Tensor) -> torch.memory_format:
+    """The memory format that a native op returns for x: channels-last where x is unambiguously so."""
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def mode() -> str:
+    """The value of NEXT3D_OPS; UserError when it is none of MODES."""
+    value = os.environ.get('NEXT3D_OPS') or 'auto'
+    if value not in MODES:
+        raise UserError(f'NEXT3D_OPS: expected one of {", ".join(MODES)}, got {value!r}')
+    return value
+
+
+def use_native(device: torch.device, *, backend: str | None = None) -> bool:
+    """Whether a call on `device` runs the native kernel (True) or the PyTorch twin (False).
+
+    `backend` ('native', 'reference', or None for NEXT3D_OPS) overrides the environment. Builds at first use.
+    Raises UserError when native kernels are demanded and cannot be had.
+    """
+    choice = backend or mode()
+    if choice not in MODES:
+        raise ValueError(f'backend: expected one of {", ".join(MODES)}, got {choice!r}')
+    if choice == 'reference':
+        return False
+    if device.type == 'meta':
+        return True
+    build = load(device.type)
+    if build.library is not None:
+        return True
+    if choice == 'native':
+        raise UserError(f'native ops for {device.type} are not available: {build.cause}; or set NEXT3D_OPS=reference')
+    if device.type not in _warned:
+        _warned.add(device.type)
+        warnings.warn(
+            f'native ops for {device.type} are not available, using the slower PyTorch twins: {build.cause}',
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return False
+
+
+def load(device_type: str) -> Build:
+    """Build (if needed) and load the kernels of 'cpu' or 'cuda'; never raises, and tries once per process."""
+    build = _builds.get(device_type)
+    if build is None:
+        with _build_lock:
+            build = _builds.get(device_type)
+            if build is None:
+                build = _builds[device_type] = _load(device_type)
+    return build
+
+
+def cache_root() -> Path:
+    """Folder of all builds: $TORCH_EXTENSIONS_DIR, else next3d in the user's cache folder."""
+    configured = os.environ.get('TORCH_EXTENSIONS_DIR')
+    if configured:
+        return Path(configured)
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'next3d'
+
+
+def recipe(device_type: str) -> Recipe:
+    """What a build for 'cpu' or 'cuda' is made of; UserError names what is missing."""
+    if device_type not in ('cpu', 'cuda'):
+        raise UserError(f'there are no kernels for {device_type} devices')
+    compiler = _find_compiler()
+    flags = ['-O3', '-ffp-contract=off']
+    if sys.platform == 'linux':
+        flags += ['-march=native', '-fopenmp']
+    cuda_flags = []
+    if device_type == 'cuda':
+        cuda_flags = ['-O3', '-fmad=false', f'--nvcc={_find_nvcc()}']
+    suffixes = {'cpu': ('_cpu.cpp',), 'cuda': ('_cuda.cpp', '.cu')}[device_type]
+    return Recipe(
+        name=f'next3d_{device_type}',
+        sources=tuple(path for path in sorted(SOURCE_DIR.iterdir()) if path.name.endswith(suffixes)),
+        headers=tuple(sorted(SOURCE_DIR.glob('*.h'))),
+        compiler=compiler,
+        compiler_version=_first_line([compiler, '--version']),
+        flags=tuple(flags),
+        cuda_flags=tuple(cuda_flags),
+    )
+
+
+def _load(device_type: str) -> Build:
+    start = time.monotonic()
+    try:
+        built = recipe(device_type)
+        folder = cache_root() / f'{built.name}-{built.key}'
+        library = folder / f'{built.name}.so'
+        compiled = not library.is_file()
+        if compiled:
+            compiled = _build(built, folder, library)
+        if not compiled:
+            torch.ops.load_library(library)
+    except (UserError, OSError, RuntimeError, ImportError) as error:
+        return Build(cause=_cause(error), seconds=time.monotonic() - start)
+    return Build(library=library, seconds=time.monotonic() - start, compiled=compiled)
+
+
+def _build(built: Recipe, folder: Path, library: Path) -> bool:
+    """Compile into `folder`; True if this process compiled (and so loaded) it, False if another one did meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder / 'build.lock'):
+        if library.is_file():
+            return False
+        work = folder / 'work'
+        shutil.rmtree(work, ignore_errors=True)  # what a killed build left, its lock file included
+        work.mkdir()
+        print(f'Building {built.name} (once, about a minute) in {folder} ...', file=sys.stderr, flush=True)
+        from torch.utils import cpp_extension  # slow to import, so only when something must be built
+
+        with _tools_on_path(built.compiler):
+            cpp_extension.load(
+                built.name,
+                [str(path) for path in built.sources],
+                extra_cflags=list(built.flags),
+                extra_cuda_cflags=[flag for flag in built.cuda_flags if not flag.startswith('--nvcc=')],
+                extra_ldflags=[flag for flag in built.flags if flag == '-fopenmp'],
+                build_directory=str(work),
+                with_cuda=bool(built.cuda_flags),
+                is_python_module=False,
+            )
+        staged = folder / f'.{library.name}.{os.getpid()}.tmp'
+        shutil.copyfile(work / library.name, staged)
+        os.replace(staged, library)
+        return True
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold an advisory lock that the system releases when its holder dies."""
+    import fcntl
+
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    with open(path, 'wb') as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f'{path}: another process has been building for too long; end it') from None
+                time.sleep(0.1)
+        yield
+
+
+@contextlib.contextmanager
+def _tools_on_path(compiler: str) -> Iterator[None]:
+    """Let torch's builder find this environment's ninja and the chosen compiler."""
+    saved = {name: os.environ.get(name) for name in ('PATH', 'CXX')}
+    os.environ['PATH'] = os.pathsep.join([str(_find_ninja().parent), saved['PATH'] or os.defpath])
+    os.environ['CXX'] = compiler
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _find_ninja() -> Path:
+    beside = Path(sys.executable).parent / 'ninja'  # also when the virtual environment is not activated
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which('ninja')
+    if found is None:
+        with contextlib.suppress(ImportError):
+            import ninja
+
+            return Path(ninja.BIN_DIR) / 'ninja'
+        raise UserError('ninja is not installed (pip install ninja)')
+    return Path(found)
+
+
+def _find_compiler() -> str:
+    names = [os.environ['CXX']] if os.environ.get('CXX') else ['c++', 'g++', 'clang++']
+    for name in names:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise UserError(f'no C++ compiler found (looked for {", ".join(names)}); install g++ or set CXX')
+
+
+def _find_nvcc() -> str:
+    if torch.version.cuda is None:
+        raise UserError('this build of torch has no CUDA')
+    home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH') or '/usr/local/cuda'
+    found = shutil.which(str(Path(home) / 'bin' / 'nvcc')) or shutil.which('nvcc')
+    if found is None:
+        raise UserError('nvcc not found; install the CUDA toolkit or set CUDA_HOME')
+    return f'{found} {_first_line([found, "--version"], line=-1)}'
+
+
+def _first_line(command: list[str], *, line: int = 0) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise UserError(f'{command[0]} does not run: {result.stderr.strip() or result.returncode}')
+    return result.stdout.strip().splitlines()[line]
+
+
+@functools.cache
+def _processor() -> str:
+    """The instruction sets that -march=native may use."""
+    with contextlib.suppress(OSError):
+        for row in Path('/proc/cpuinfo').read_text().splitlines():
+            if row.startswith(('flags', 'Features')):
+                return platform.machine() + row.partition(':')[2]
+    return platform.machine()
+
+
+def _cause(error: Exception) -> str:
+    """The one line of an error that tells a user what to mend."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if 'error:' in line), lines[0])[:400]

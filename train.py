@@ -1,0 +1,171 @@
+"""Train a generator: options -> config -> training.loop.train on every rank."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import click
+
+from dnnlib.cli import Command
+from dnnlib.errors import UserError
+from training.config import PRESETS, TrainConfig, preset, to_dict
+
+# Option -> the config field that it sets (training/config.py).
+FIELDS = {
+    'data': 'data',
+    'gpus': 'gpus',
+    'batch': 'batch',
+    'batch_gpu': 'batch_gpu',
+    'kimg': 'kimg',
+    'tick': 'tick_kimg',
+    'snap': 'snapshot_ticks',
+    'seed': 'seed',
+    'resume': 'resume',
+    'mirror': 'mirror',
+    'aug': 'augment',
+    'target': 'ada_target',
+    'freezed': 'freeze_d',
+    'glr': 'g_lr',
+    'dlr': 'd_lr',
+    'precision': 'precision',
+    'gamma': 'L.r1_gamma',
+    'density_reg': 'L.density_weight',
+    'style_mixing_prob': 'L.style_mixing_prob',
+    'blur_fade_kimg': 'L.blur_fade_kimg',
+    'gen_pose_cond': 'G.label_scale',
+    'neural_rendering_resolution': 'G.render_resolution',
+    'mouth': 'G.mouth_source',
+    'mouth_planes': 'G.mouth_planes',
+    'disc_template': 'D.template',
+    'mbstd_group': 'D.mbstd_group_size',
+}
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command(cls=Command, context_settings={'token_normalize_func': lambda name: name.replace('_', '-')})
+@click.option('--outdir', required=True, metavar='DIR', help="The run's folder; the same command again resumes it.")
+@click.option('--cfg', default='synth64', show_default=True, help=f'Preset: {", ".join(PRESETS)}.')
+@click.option('--data', metavar='PATH', help='Packed dataset, zip or folder (dataset_tool.py).')
+@click.option('--gpus', type=POSITIVE, help='Number of ranks (processes; on the CPU too).')
+@click.option('--batch', type=POSITIVE, help='Images a step, over all ranks.')
+@click.option('--batch-gpu', type=POSITIVE, help='Images at once on a rank; the rest is accumulated.')
+@click.option('--kimg', type=click.FloatRange(min=0, min_open=True), help='Length of the run in thousand real images.')
+@click.option('--tick', type=click.FloatRange(min=0, min_open=True), help='kimg between two reports.')
+@click.option('--snap', type=POSITIVE, help='Ticks between two snapshots, states, grids and measurements.')
+@click.option('--seed', type=click.IntRange(min=0), help='Of weights, order and noise.')
+@click.option('--resume', metavar='PKL', help='Snapshot to start from: all tensors that fit are copied.')
+@click.option('--metrics', help='Comma-separated names (calc_metrics.py --help), or none.')
+@click.option('--mirror', type=bool, help='Also train on mirrored images, cameras and heads.')
+@click.option('--aug', type=click.Choice(['none', 'ada']), help='Augment what the discriminator sees.')
+@click.option('--target', type=float, help='ADA: wanted mean sign of real logits.')
+@click.option('--freezed', type=click.IntRange(min=0), help="Freeze the discriminator's first layers.")
+@click.option('--glr', type=float, help="Generator's learning rate.")
+@click.option('--dlr', type=float, help="Discriminator's learning rate.")
+@click.option('--gamma', type=click.FloatRange(min=0), help='Weight of R1; 0 leaves it out.')
+@click.option('--density-reg', type=click.FloatRange(min=0), help='Weight of density smoothness; 0 leaves it out.')
+@click.option('--style-mixing-prob', type=click.FloatRange(0, 1), help='Probability of mixing two latents.')
+@click.option('--blur-fade-kimg', type=click.FloatRange(min=0), help='When the blur of images has faded.')
+@click.option('--gen-pose-cond', type=bool, help='Tell the mapping network a camera.')
+@click.option('--neural-rendering-resolution', type=POSITIVE, help='Side of the volume rendering in pixels.')
+@click.option('--mouth', type=click.Choice(['teeth', 'texture', 'static']), help='Where the mouth comes from.')
+@click.option('--mouth-planes', type=click.Choice(['all', 'front']), help='Planes that the mouth is completed on.')
+@click.option('--disc-template', help='Template rendering for D: none, uv, normals or correspondence.')
+@click.option('--mbstd-group', type=POSITIVE, help='Group size of the minibatch standard deviation.')
+@click.option('--precision', type=click.Choice(['fp32', 'bf16']), help='Of convolutions and matrix products.')
+@click.option(
+    '--set', 'assignments', multiple=True, metavar='KEY=VALUE', help='Any config field, e.g. G.depth_samples=24.'
+)
+@click.option('--workers', type=click.IntRange(min=0), default=0, show_default=True, help='Decoding processes a rank.')
+@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device type.')
+@click.option('--head-model', metavar='FILE', help="The user's FLAME file, for datasets of FLAME parameters.")
+@click.option('--dry-run', is_flag=True, help='Check everything, print the config, make one step, write nothing.')
+def main(
+    outdir: str,
+    cfg: str,
+    metrics: str | None,
+    assignments: tuple[str, ...],
+    workers: int,
+    device: str,
+    head_model: str | None,
+    dry_run: bool,
+    **chosen: Any,
+) -> None:
+    """Train on a packed dataset and write everything to --outdir.
+
+    A killed run continues when the same command is given again, bit by bit on the same CPU.
+
+    \b
+    Examples:
+        python train.py --outdir=runs/synth --cfg=synth64 --data=synth64.zip
+        python train.py --outdir=runs/ffhq --cfg=ffhq512 --data=ffhq512.zip --gpus=8 --batch=32 --gamma=4
+        python train.py --outdir=runs/try --cfg=synth64 --data=synth64.zip --set G.plane_layout=release --dry-run
+    """
+    overrides = {FIELDS[name]: value for name, value in chosen.items()}
+    overrides['G.label_scale'] = None if chosen['gen_pose_cond'] is None else float(chosen['gen_pose_cond'])
+    overrides['image_ticks'] = chosen['snap']
+    if metrics is not None:
+        overrides['metrics'] = [name.strip() for name in metrics.split(',') if name.strip() not in ('', 'none')]
+    overrides.update(parse_assignment(text) for text in assignments)
+    config = make_config(cfg, overrides)
+
+    from torch_utils.devices import choose_device
+    from torch_utils.distributed import run
+    from training.loop import RunOptions, prepare, train
+
+    device_type = choose_device(device).type
+    check_metrics(config.metrics)
+    config = prepare(config, head_model=head_model)
+    if dry_run:
+        click.echo(json.dumps(to_dict(config), indent=2))
+    options = RunOptions(outdir=outdir, workers=workers, head_model=head_model, dry_run=dry_run)
+    run(functools.partial(train, config=config, options=options, evaluate=evaluate), device_type, ranks=config.gpus)
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """'G.depth_samples=24' -> ('G.depth_samples', 24); values are JSON, or else text."""
+    key, equals, value = text.partition('=')
+    if not equals or key.rpartition('.')[0] not in ('', 'G', 'D', 'L'):
+        raise UserError(f'--set {text}: expected KEY=VALUE with KEY like batch, G.name, D.name or L.name')
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def make_config(cfg: str, overrides: dict[str, Any]) -> TrainConfig:
+    """The checked config of a command line; UserError names the option."""
+    if cfg not in PRESETS:
+        raise UserError(f'--cfg: expected one of {", ".join(PRESETS)}, got {cfg!r}')
+    try:
+        config = preset(cfg, overrides)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not config.data:
+        synth = '; make the embedded one by `python dataset_tool.py synth --out=synth64.zip --resolution=64`'
+        raise UserError(f'--data: missing, the dataset to train on{synth if cfg in ("synth64", "debug") else ""}')
+    ranks, batch_gpu = config.gpus, config.batch_gpu or max(config.batch // config.gpus, 1)
+    if config.batch % (ranks * batch_gpu):
+        raise UserError(f'--batch: {config.batch} is not divisible by --gpus x --batch-gpu = {ranks} x {batch_gpu}')
+    return dataclasses.replace(config, batch_gpu=batch_gpu)
+
+
+def check_metrics(names: tuple[str, ...]) -> None:
+    """Find unknown names and missing feature networks before hours of training; UserError."""
+    from metrics.registry import Protocol, load_extractor, parse_metric
+
+    for metric in [parse_metric(name) for name in names]:
+        load_extractor(metric, Protocol())
+
+
+def evaluate(names: tuple[str, ...], *, images_seen: int, **subjects: Any) -> list[dict[str, Any]]:
+    """What calc_metrics.py runs, for the training loop."""
+    from metrics import registry
+
+    return registry.evaluate(names, protocol=registry.Protocol(), subject={'kimg': images_seen / 1000}, **subjects)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,219 @@
+"""Snapshots (networks, for use) and states (everything, for resuming): plain tensors and JSON, never classes.
+
+A file is a dict of 'format', 'format_version', 'config' (TrainConfig as JSON), 'info' (JSON) and
+tensors. `torch.load(weights_only=True)` reads it, so loading runs no code of the file. Both kinds
+are whole or absent (dnnlib.files.atomic_write), and equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write, explain_os_error
+from training.config import TrainConfig, from_dict, to_dict
+from training.generator import Generator
+from training.head.model import HeadTemplate
+
+SNAPSHOT_FORMAT = 'next3d-snapshot'
+STATE_FORMAT = 'next3d-training-state'
+FORMAT_VERSION = 1
+NETWORKS = ('G_ema', 'G', 'D')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Info:
+    """What a snapshot says about itself besides its config."""
+
+    images_seen: int
+    head_model: str  # name of the dataset's head model, and the hash of its data
+    head_model_hash: str
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A snapshot's content."""
+
+    config: TrainConfig
+    info: Info
+    template: HeadTemplate
+    networks: Mapping[str, dict[str, Tensor]]  # G_ema, G, D: state dicts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedGenerator:
+    """A snapshot's G_ema, ready to use (eval mode, no gradients)."""
+
+    generator: Generator
+    config: TrainConfig
+    head_model_name: str
+    info: Info
+
+
+def snapshot_name(images_seen: int) -> str:
+    """network-snapshot-000042.pkl after 42,000 images."""
+    return f'network-snapshot-{images_seen // 1000:06d}.pkl'
+
+
+def save_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
+    """Write a snapshot; UserError if the disk is full or the folder unwritable (an older file survives)."""
+    assert set(snapshot.networks) == set(NETWORKS)
+    info = json.dumps(dataclasses.asdict(snapshot.info))
+    payload = {'template': snapshot.template.state(), **snapshot.networks}
+    _save(path, SNAPSHOT_FORMAT, config=snapshot.config, info=info, payload=payload)
+
+
+def load_snapshot(path: str | os.PathLike[str]) -> Snapshot:
+    """Read a snapshot to the CPU; UserError in one line for a missing, corrupt or foreign file."""
+    content = _load(path, SNAPSHOT_FORMAT)
+    try:
+        return Snapshot(
+            config=from_dict(TrainConfig, json.loads(content['config'])),
+            info=Info(**json.loads(content['info'])),
+            template=HeadTemplate.from_state(content['template']),
+            networks={name: content[name] for name in NETWORKS},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{path}: not a usable snapshot of this version ({type(error).__name__}: {error})') from error
+
+
+def load_generator(path: str | os.PathLike[str], *, device: torch.device | str = 'cpu') -> LoadedGenerator:
+    """The averaged generator of a snapshot, rebuilt from its own config and template; UserError as load_snapshot."""
+    snapshot = load_snapshot(path)
+    generator = Generator(snapshot.config.generator, snapshot.template)
+    load_state(generator, snapshot.networks['G_ema'], where=f'{path}: G_ema')
+    generator = generator.eval().requires_grad_(False).to(device)
+    return LoadedGenerator(
+        generator=generator, config=snapshot.config, head_model_name=snapshot.info.head_model, info=snapshot.info
+    )
+
+
+def save_training_state(
+    path: str | os.PathLike[str], *, config: TrainConfig, info: dict[str, Any], payload: dict[str, Any]
+) -> None:
+    """Write everything that resuming needs; `info` is JSON-able, `payload` nests plain tensors and numbers."""
+    _save(path, STATE_FORMAT, config=config, info=json.dumps(info), payload=payload)
+
+
+def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(config as a dict, info, payload) of a state file; UserError as load_snapshot."""
+    content = _load(path, STATE_FORMAT)
+    config, info = json.loads(content.pop('config')), json.loads(content.pop('info'))
+    return config, info, content
+
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict as CPU tensors of their own; contiguous, so that equal states give equal files."""
+    return {
+        name: value.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
+        for name, value in module.state_dict().items()
+    }
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Strict load_state_dict; UserError names the first keys that do not fit."""
+    own = module.state_dict()
+    missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    for problem, names in (('lacks', missing), ('has unknown', unknown), ('has other shapes for', shapes)):
+        if names:
+            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+            raise UserError(f'{where}: {problem} {", ".join(names[:3])}{more}; was it made by another version?')
+    module.load_state_dict(dict(state))
+
+
+def copy_matching(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Copy the tensors whose name and shape fit (a warm start); returns the module's names that were not found."""
+    own = module.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    module.load_state_dict(fitting, strict=False)
+    return sorted(set(own) - set(fitting))
+
+
+class _Writer:
+    """A file handle that remembers why writing failed, since torch.save reports every failure alike."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.handle = handle
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return self.handle.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        if self.error is None:
+            self.handle.flush()
+
+
+def _save(
+    path: str | os.PathLike[str], kind: str, *, config: TrainConfig, info: str, payload: Mapping[str, Any]
+) -> None:
+    content = {
+        'format': kind,
+        'format_version': FORMAT_VERSION,
+        'config': json.dumps(to_dict(config)),
+        'info': info,
+        **payload,
+    }
+    with atomic_write(path) as handle:
+        writer = _Writer(handle)
+        torch.save(content, writer)  # type: ignore[arg-type]
+        if writer.error is not None:
+            raise writer.error
+
+
+def _load(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    target = Path(path)
+    try:
+        _check_zip(target)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # a foreign file may make torch talk about it
+            content = torch.load(target, map_location='cpu', weights_only=True)
+    except OSError as error:
+        raise explain_os_error(error, target) from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f'{target}: not a file of this project, or it holds more than plain tensors; refused'
+        ) from error
+    found = content.get('format') if isinstance(content, dict) else None
+    if found != kind:
+        raise UserError(f'{target}: expected a {kind} file, got {found or "something else"}')
+    version = content['format_version']
+    if version != FORMAT_VERSION:
+        raise UserError(f'{target}: format version {version}, but this program reads {FORMAT_VERSION}; update it')
+    del content['format'], content['format_version']
+    return content
+
+
+def _check_zip(path: Path) -> None:
+    """UserError unless the file is a zip whose checksums hold (torch itself does not check them)."""
+    with open(path, 'rb') as handle:
+        magic = handle.read(4)
+    if magic[:2] != b'PK':
+        raise UserError(f'{path}: not a snapshot or state of this project (EG3D and Next3D pickles are imported first)')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise UserError(f'{path}: damaged or cut short ({error}); use another snapshot') from error
+    if damaged is not None:
+        raise UserError(f'{path}: damaged at {damaged} (checksum); use another snapshot')

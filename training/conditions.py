@@ -1,0 +1,85 @@
+"""What an image is generated or judged under: cameras, heads and the discriminator's labels, from a dataset.
+
+A fake image takes its camera and its head parameters from one random dataset item (SPEC section 6);
+the camera shown to the mapping network is swapped for another random item's with a probability.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dnnlib.errors import UserError
+from training.cameras import LABEL_DIM
+from training.head.model import HeadInput, HeadModel, HeadParams
+from training.sampler import ImageSource
+
+
+class HeadImages(ImageSource, Protocol):
+    """What training needs of a dataset (training/dataset.py)."""
+
+    name: str
+    resolution: int
+    labels: Tensor  # [M, 25], not mirrored
+
+    @property
+    def head_model(self) -> HeadModel: ...
+
+    def label(self, indices: list[int]) -> Tensor: ...
+
+    def head_params(self, indices: list[int]) -> HeadParams | None: ...
+
+    def head_input(self, indices: list[int], *, device: torch.device) -> HeadInput: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """N samples; cameras and heads are world and head frame (training/cameras.py)."""
+
+    label: Tensor  # [N, 25] the camera of the image
+    head: HeadInput
+    discriminator_label: Tensor  # [N, D.label_dim]
+    mapping_label: Tensor | None = None  # [N, 25] what the mapping network is told; fakes only
+
+
+class ConditionSource:
+    """Draws conditions for fakes and looks them up for reals."""
+
+    def __init__(self, dataset: HeadImages, *, label_dim: int, device: torch.device) -> None:
+        self.dataset = dataset
+        self.device = device
+        self.label_dim = label_dim  # of the discriminator
+
+    def real(self, indices: list[int]) -> Conditions:
+        """The conditions of dataset items."""
+        return Conditions(
+            label=self.dataset.label(indices).to(self.device),
+            head=self.dataset.head_input(indices, device=self.device),
+            discriminator_label=self._discriminator_label(indices).to(self.device),
+        )
+
+    def fake(self, count: int, *, swap_probability: float, rng: torch.Generator) -> Conditions:
+        """`count` random items; each mapping label is another random item's with `swap_probability`. `rng`: CPU."""
+        indices = torch.randint(len(self.dataset), [count], generator=rng)
+        others = torch.randint(len(self.dataset), [count], generator=rng)
+        swapped = torch.where(torch.rand(count, generator=rng) < swap_probability, others, indices)
+        mapping_label = self.dataset.label(swapped.tolist()).to(self.device)
+        return dataclasses.replace(self.real(indices.tolist()), mapping_label=mapping_label)
+
+    def _discriminator_label(self, indices: list[int]) -> Tensor:
+        """The camera [N, 25], followed by as many expression coefficients as the label has room for."""
+        camera = self.dataset.label(indices)
+        extra = self.label_dim - LABEL_DIM
+        if extra <= 0:
+            return camera[:, : self.label_dim]
+        params = self.dataset.head_params(indices)
+        if params is None:
+            raise UserError(
+                f'{self.dataset.name}: has no head parameters, which D.label_dim={self.label_dim} needs '
+                f'(camera 25 + {extra} expression numbers); use D.label_dim=25'
+            )
+        expression = params.expression[:, :extra].cpu()
+        return torch.cat([camera, torch.nn.functional.pad(expression, (0, extra - expression.shape[1]))], dim=1)

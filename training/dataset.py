@@ -1,0 +1,292 @@
+"""The training set: images, camera labels and heads of a packed dataset, by index.
+
+Format: training/dataset_format.py. EG3D's datasets (no head.npz) open too; only their heads are missing.
+With `mirror`, indices from the number of images M on are the mirror images: picture, camera, head
+parameters or mesh, and landmarks change sides together, so that the mirrored mesh projected by the
+mirrored camera is the flipped projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib import UserError
+from training import cameras
+from training.dataset_format import HEAD_FILE, HeadTable, decode_image, read_heads, read_labels
+from training.dataset_source import open_source
+from training.head.model import PARAM_FIELDS, HeadInput, HeadModel, HeadParams
+from training.mirroring import mirror_mesh, mirror_vertex_map
+
+Indices = Sequence[int] | np.ndarray | Tensor
+_MESH_BATCH = 256  # heads evaluated at once
+_DECODE_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Items of a dataset; `head` and `params` are None where the dataset has none."""
+
+    indices: Tensor  # [N] int64, CPU
+    image: Tensor  # [N, 3, R, R] uint8
+    label: Tensor  # [N, 25]
+    head: HeadInput | None
+    params: HeadParams | None
+
+
+class HeadDataset:
+    """Random access to a packed dataset.
+
+    Opening reads the label file once and the first image, no other; heads stay on the disk until
+    asked for. Use it from any number of threads and processes; it pickles without its caches.
+    `head_model` replaces the model that the dataset names (needed for FLAME, whose file is the user's).
+    Decoded images are kept in memory when all of them take at most `cache_bytes`.
+
+    Raises UserError, one line: nothing at `path`, cut short, no images, no dataset.json, an image
+    without a label, a bad label, heads that do not fit the images, a head model of other content.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mirror: bool = False,
+        head_model: HeadModel | None = None,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        self.path = Path(path)
+        self.name = self.path.stem
+        self.mirror = mirror
+        self._source = open_source(self.path)
+        self._names = self._source.image_names()
+        if not self._names:
+            raise UserError(f'{path}: holds no images (.png, .jpg, .webp)')
+        self.labels = self._match_labels()  # [M, 25] float32, not mirrored
+        self._heads = read_heads(self._source)
+        if self._heads is not None and self._heads.names != self._names:
+            raise UserError(
+                f'{path}: {HEAD_FILE} lists {len(self._heads.names)} images, not exactly the {len(self._names)} that'
+                ' are there; run `dataset_tool.py validate` on it and make it again'
+            )
+        first = decode_image(self._source.read(self._names[0]), name=f'{path}: {self._names[0]}')
+        if first.shape[0] != first.shape[1]:
+            size = f'{first.shape[1]} x {first.shape[0]}'
+            raise UserError(f'{path}: {self._names[0]} is {size} pixels; images must be square, crop them')
+        self.resolution = int(first.shape[0])
+        self._given_model = head_model
+        self._reset_caches()
+        if head_model is not None and self._heads is not None:
+            _ = self.head_model  # fits, or says why not
+        self._use_cache = len(self._names) * first.size <= cache_bytes
+
+    def _match_labels(self) -> Tensor:
+        table = read_labels(self._source)
+        if table.problems:
+            name, problem = table.problems[0]
+            more = f' (and {len(table.problems) - 1} more)' if len(table.problems) > 1 else ''
+            raise UserError(f'{self.path}: {name}: {problem}{more}; `dataset_tool.py validate` lists all')
+        if table.names == self._names:
+            return torch.from_numpy(table.values.copy())
+        rows = {name: row for row, name in enumerate(table.names)}
+        missing = [name for name in self._names if name not in rows]
+        if missing:
+            count = f'{len(missing)} of {len(self._names)} images have no label'
+            raise UserError(f'{self.path}: {count}, the first is {missing[0]}; add them to dataset.json or remove them')
+        return torch.from_numpy(table.values[[rows[name] for name in self._names]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = ('_heads', 'head_model', '_vertex_map', '_models', '_cache', '_cached')
+        return {key: value for key, value in self.__dict__.items() if key not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._heads = read_heads(self._source)
+        self._reset_caches()
+
+    def _reset_caches(self) -> None:
+        self._models: dict[torch.device, HeadModel] = {}
+        self._cache: Tensor | None = None
+        self._cached = np.zeros(len(self._names), dtype=bool)
+
+    # What it holds.
+
+    def __len__(self) -> int:
+        """Number of items: M, or 2 M with `mirror`."""
+        return len(self._names) * (2 if self.mirror else 1)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the M images, in order."""
+        return self._names
+
+    @property
+    def identities(self) -> Tensor | None:
+        """Person shown by each of the M images [M] int64, None where unknown."""
+        ids = None if self._heads is None else self._heads.identity_ids
+        return None if ids is None else torch.from_numpy(ids)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over all files' names, sizes and checksums: the key under which results are cached.
+
+        Equal for a zip and its unpacked folder, blind to `mirror`. A folder's files are read in full.
+        """
+        return self._source.content_hash()
+
+    @property
+    def head_model_name(self) -> str | None:
+        """The head model that the dataset states, None without heads."""
+        return None if self._heads is None else self._heads.head_model
+
+    @cached_property
+    def head_model(self) -> HeadModel:
+        """The model that turns the dataset's parameters into meshes; UserError if it is another one."""
+        return match_head_model(self._need_heads(), self._given_model, path=self.path)
+
+    def _need_heads(self) -> HeadTable:
+        if self._heads is None:
+            raise UserError(
+                f'{self.path}: has images and cameras but no heads ({HEAD_FILE}); make a dataset with heads by'
+                ' `dataset_tool.py from-photos` or `synth`'
+            )
+        return self._heads
+
+    def _split(self, indices: Indices) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the unmirrored arrays [N], and which items are mirrored [N]."""
+        items = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if len(items) and (items.min() < 0 or items.max() >= len(self)):
+            raise IndexError(f'index: expected 0 to {len(self) - 1}, got {items.min()} to {items.max()}')
+        return items % len(self._names), items >= len(self._names)
+
+    # Items.
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, uint8 [3, R, R], a copy."""
+        return self.images([index])[0].numpy()
+
+    def images(self, indices: Indices) -> Tensor:
+        """Images uint8 [N, 3, R, R], decoded by several threads. UserError names one that is damaged."""
+        rows, mirrored = self._split(indices)
+        if self._use_cache and self._cache is None:
+            self._cache = torch.empty(len(self._names), 3, self.resolution, self.resolution, dtype=torch.uint8)
+        missing = [row for row in np.unique(rows).tolist() if not self._cached[row]]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(_DECODE_THREADS, len(missing))) as pool:
+                fresh = dict(zip(missing, pool.map(self._decode, missing), strict=True))
+        else:
+            fresh = {row: self._decode(row) for row in missing}
+        if self._cache is not None:
+            for row, image in fresh.items():
+                self._cache[row] = image
+                self._cached[row] = True
+            images = self._cache[torch.from_numpy(rows)]
+        else:
+            images = torch.stack([fresh[row] for row in rows.tolist()]) if len(rows) else torch.empty(0, 3, 0, 0).byte()
+        flipped = torch.from_numpy(mirrored)
+        images[flipped] = images[flipped].flip(3)
+        return images
+
+    def _decode(self, row: int) -> Tensor:
+        name = self._names[row]
+        pixels = decode_image(self._source.read(name), name=f'{self.path}: {name}')
+        if pixels.shape[:2] != (self.resolution, self.resolution):
+            size = f'{pixels.shape[1]} x {pixels.shape[0]}'
+            raise UserError(f'{self.path}: {name} is {size} pixels, the first image {self.resolution}; make them equal')
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def label(self, indices: Indices) -> Tensor:
+        """Camera labels [N, 25]."""
+        rows, mirrored = self._split(indices)
+        label = self.labels[torch.from_numpy(rows)]
+        return torch.where(torch.from_numpy(mirrored)[:, None], cameras.mirror_label(label), label)
+
+    def head_params(self, indices: Indices) -> HeadParams | None:
+        """Head parameters of N items, None where the dataset holds meshes or no heads."""
+        if self._heads is None or self._heads.kind == 'mesh':
+            return None
+        rows, mirrored = self._split(indices)
+        params = HeadParams.from_dict({name: _rows(self._heads.arrays[name], rows) for name in PARAM_FIELDS})
+        if mirrored.any():
+            other = self.head_model.mirror(params).as_dict()
+            side = torch.from_numpy(mirrored)[:, None]
+            params = HeadParams(**{k: torch.where(side, other[k], v) for k, v in params.as_dict().items()})
+        return params
+
+    def head_input(self, indices: Indices, *, device: torch.device | str = 'cpu') -> HeadInput:
+        """Meshes and landmarks of N items on `device`, by the head model or from the stored meshes.
+
+        No gradient. UserError where the dataset has no heads.
+        """
+        self._need_heads()
+        items = np.asarray(indices, dtype=np.int64).reshape(-1)
+        parts = [items[start : start + _MESH_BATCH] for start in range(0, max(len(items), 1), _MESH_BATCH)]
+        heads = [self._head_batch(part, torch.device(device)) for part in parts]
+        if len(heads) == 1:
+            return heads[0]
+        return HeadInput(torch.cat([h.vertices for h in heads]), torch.cat([h.landmarks for h in heads]))
+
+    @torch.no_grad()
+    def _head_batch(self, items: np.ndarray, device: torch.device) -> HeadInput:
+        params = self.head_params(items)
+        if params is not None:
+            if device not in self._models:
+                self._models[device] = self.head_model.to(device)
+            return self._models[device].forward(params.to(device))
+        rows, mirrored = self._split(items)
+        arrays = self._need_heads().arrays
+        head = HeadInput(_rows(arrays['vertices'], rows), _rows(arrays['landmarks'], rows))
+        if mirrored.any():
+            other = mirror_mesh(head, self._vertex_map)
+            side = torch.from_numpy(mirrored)[:, None, None]
+            vertices = torch.where(side, other.vertices, head.vertices)
+            head = HeadInput(vertices, torch.where(side, other.landmarks, head.landmarks))
+        return head.to(device)
+
+    @cached_property
+    def _vertex_map(self) -> Tensor:
+        return mirror_vertex_map(self.head_model.template)
+
+    def batch(self, indices: Indices, *, device: torch.device | str = 'cpu') -> Batch:
+        """Everything about N items, on `device`."""
+        return Batch(
+            indices=torch.from_numpy(np.array(indices, dtype=np.int64).reshape(-1)),
+            image=self.images(indices).to(device),
+            label=self.label(indices).to(device),
+            head=None if self._heads is None else self.head_input(indices, device=device),
+            params=None if (params := self.head_params(indices)) is None else params.to(device),
+        )
+
+
+def match_head_model(heads: HeadTable, model: HeadModel | None, *, path: str | os.PathLike[str]) -> HeadModel:
+    """`model`, or the one that the head table names; UserError if its data or widths are not the table's."""
+    if model is None:
+        from training.head import load_head_model
+
+        model = load_head_model(heads.head_model)
+    if heads.head_model_hash and model.content_hash != heads.head_model_hash:
+        raise UserError(
+            f'{path}: made for head model {heads.head_model} ({heads.head_model_hash[:8]}), but the one here is'
+            f' {model.name} ({model.content_hash[:8]}); use that model or make the dataset again'
+        )
+    widths = {'identity': model.num_identity, 'expression': model.num_expression}
+    for name, width in ({'vertices': model.template.num_vertices} if heads.kind == 'mesh' else widths).items():
+        if heads.arrays[name].shape[1] != width:
+            got = heads.arrays[name].shape[1]
+            raise UserError(
+                f'{path}: {name} holds {got} per image, head model {model.name} has {width}; use its own model'
+            )
+    return model
+
+
+def _rows(array: np.ndarray, rows: np.ndarray) -> Tensor:
+    """Rows of a (memory-mapped, perhaps float16) array as float32."""
+    return torch.from_numpy(np.array(array[rows], dtype=np.float32))

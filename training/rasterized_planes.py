@@ -1,0 +1,182 @@
+"""Texture -> three rasterized feature planes with alpha (paper section 3.1; SPEC section 3).
+
+The neural texture is rasterized on the posed template mesh from four orthographic views
+(front, left, right, top). Plane coordinates are 2 x world / box size, in [-1, 1]; a plane's
+pixel i has its centre at -1 + (2 i + 1) / R. Slot 0 is read by the sampler at (x, y),
+slot 1 at (x, z), slot 2 at (z, y) as (column, row); rows grow with the coordinate, so a
+plane shown as an image is upside down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_utils.ops import fill_holes, rasterize
+from training.cameras import HEAD_SCALE, HEAD_TRANSLATION
+from training.config import GeneratorConfig
+from training.head.model import HeadInput, HeadTemplate
+
+FRONT, LEFT, RIGHT, TOP = range(4)  # left: seen from +x, the subject's left
+VIEW_ANGLES = ((0, 0, 0), (0, 90, 0), (0, -90, 0), (90, 0, 0))  # degrees about x, y, z
+MAX_SCALE_CHANGE = 0.1
+MAX_TRANSLATION = 0.02  # metres, head frame
+
+
+@dataclasses.dataclass(frozen=True)
+class RasterizedPlanes:
+    features: Tensor  # [N, 3, C, R, R]
+    alpha: Tensor  # [N, 3, 1, R, R] in [0, 1]: where the dynamic planes replace the static ones
+    landmarks: Tensor  # [N, 3, 68, 2] (column, row) of the landmarks on each plane
+
+
+def _view_rotation(angles: tuple[int, int, int]) -> Tensor:
+    """Rz Ry Rx for angles in degrees about x, y, z, with float32's cosine of a right angle (R's). [3, 3]"""
+    radians = torch.tensor(angles, dtype=torch.float32) * math.pi / 180
+    (cx, cy, cz), (sx, sy, sz) = radians.cos().tolist(), radians.sin().tolist()
+    about_x = torch.tensor([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = torch.tensor([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def project_release(points: Tensor, rotations: Tensor) -> Tensor:
+    """Head-frame points [N, M, 3] -> (column, row, depth) of the release's four views [4, N, M, 3].
+
+    The release shifts by 0.01 after each rotation, so the four views do not quite agree.
+    """
+    flip_y = points.new_tensor([1.0, -1.0, 1.0])
+    shift = points.new_tensor([0.0, -0.01, -0.01])
+    rotated = (points * flip_y)[None] @ rotations[:, None]
+    return ((rotated + shift) * (2 * HEAD_SCALE)) * points.new_tensor([1.0, -1.0, -1.0]) + points.new_tensor(
+        [0, 0, 10.0]
+    )
+
+
+def project_consistent(points: Tensor, box_size: float) -> Tensor:
+    """Head-frame points [N, M, 3] -> (column, row, depth) of four views [4, N, M, 3].
+
+    All views show the same transformed points. The left view's columns are -z and the
+    top view's rows are -z here (as a viewer on that side sees them); `to_plane_frame`
+    mirrors the rasterized images into the frames that the sampler reads.
+    """
+    world = points * HEAD_SCALE + points.new_tensor(HEAD_TRANSLATION)
+    x, y, z = (world * (2 / box_size)).unbind(-1)
+    views = ((x, y, -z), (-z, y, -x), (z, y, x), (x, -z, -y))
+    return torch.stack([torch.stack(view, dim=-1) for view in views]) + points.new_tensor([0, 0, 10.0])
+
+
+def to_plane_frame(views: Tensor, *, layout: str) -> Tensor:
+    """Images of the views [4, N, C, R, R], brought into the frames of the planes."""
+    if layout == 'release':
+        return views
+    return torch.stack([views[FRONT], views[LEFT].flip(-1), views[RIGHT], views[TOP].flip(-2)])
+
+
+class TemplateTransform(nn.Module):
+    """Learned scale and translation of the template within bounds (paper B.1).
+
+    Scale stays within 10 % of 1 and translation within 2 cm, so that training cannot
+    move the head out of its box. Starts at the identity.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros([]))
+        self.translation = nn.Parameter(torch.zeros(3))
+
+    def forward(self, points: Tensor) -> Tensor:
+        scale = 1 + MAX_SCALE_CHANGE * self.scale.tanh()
+        return points * scale + MAX_TRANSLATION * self.translation.tanh()
+
+
+class TextureRasterizer(nn.Module):
+    """Rasterizes a texture on posed template meshes into the three planes.
+
+    Gradients flow to the texture and, through the barycentrics, to the template transform.
+    The alpha masks carry no gradient. All samples and views go through one native call.
+    """
+
+    def __init__(self, config: GeneratorConfig, template: HeadTemplate) -> None:
+        super().__init__()
+        self.config = config
+        self.num_vertices = template.num_vertices
+        self.transform = TemplateTransform() if config.template_transform == 'learned' else nn.Identity()
+        uv = torch.stack([2 * template.uv[:, 0] - 1, 1 - 2 * template.uv[:, 1]], dim=-1)
+        # The views look at the mesh through a mirror (rows grow upwards), hence the reversed winding.
+        order = [0, 2, 1]
+        self.register_buffer('faces', template.faces[:, order].contiguous(), persistent=False)
+        self.register_buffer('face_uv', uv[template.uv_faces][:, order][None].contiguous(), persistent=False)
+        self.register_buffer('eye_mask', template.eye_mask[None, None].float(), persistent=False)
+        rotations = torch.stack([_view_rotation(angles) for angles in VIEW_ANGLES])
+        self.register_buffer('rotations', rotations, persistent=False)
+
+    def project(self, points: Tensor) -> Tensor:
+        """Head-frame points [N, M, 3] -> (column, row, depth) in the four views [4, N, M, 3]."""
+        points = self.transform(points)
+        if self.config.plane_layout == 'release':
+            return project_release(points, self.rotations)
+        return project_consistent(points, self.config.box_size)
+
+    def forward(self, texture: Tensor, head: HeadInput) -> RasterizedPlanes:
+        """texture [N, C, T, T] and a posed head -> planes; ValueError on another topology."""
+        if head.vertices.shape[1] != self.num_vertices:
+            raise ValueError(
+                f'vertices: expected [N, {self.num_vertices}, 3] for this template, got {list(head.vertices.shape)}'
+            )
+        size, count = self.config.plane_resolution, texture.shape[0]
+        projected = self.project(head.vertices)
+        fragments = rasterize.rasterize(projected.flatten(0, 1), self.faces, height=size, width=size)
+        uv = rasterize.interpolate(fragments, self.face_uv)  # [4N, R, R, 2]
+        covered = (fragments.face_ids >= 0).to(texture.dtype)[:, None]  # [4N, 1, R, R]
+        features = self._sample(texture, uv, count, size)
+        if self.config.plane_layout == 'consistent' and self.config.mouth_source != 'texture':
+            features = features * covered.view(4, count, 1, size, size)  # the release shows the texture's centre
+        alpha = self._alpha(uv.detach(), covered, count, size)
+        return RasterizedPlanes(
+            self._combine(features), self._combine_alpha(alpha), self._plane_landmarks(head.landmarks)
+        )
+
+    def _sample(self, texture: Tensor, uv: Tensor, count: int, size: int) -> Tensor:
+        """Texture at the uv of each pixel of each view. [4, N, C, R, R]"""
+        grid = uv.view(4, count, size, size, 2).transpose(0, 1).reshape(count, 4 * size, size, 2)
+        sampled = F.grid_sample(texture, grid, align_corners=False)
+        return sampled.view(count, -1, 4, size, size).permute(2, 0, 1, 3, 4)
+
+    def _alpha(self, uv: Tensor, covered: Tensor, count: int, size: int) -> Tensor:
+        """Coverage without the eyeballs, with interior holes closed. [4, N, 1, R, R]"""
+        mask = F.grid_sample(self.eye_mask.expand(uv.shape[0], -1, -1, -1), uv, align_corners=False)
+        alpha = covered * mask
+        if self.config.mouth_source != 'static':
+            alpha = fill_holes.fill_holes(alpha, guarded=self.config.alpha_fill == 'guarded')
+        return alpha.view(4, count, 1, size, size)
+
+    def _combine(self, views: Tensor) -> Tensor:
+        """Views [4, N, C, R, R] -> planes [N, 3, C, R, R]; the two sides are summed (paper 3.1)."""
+        layout = self.config.plane_layout
+        views = to_plane_frame(views, layout=layout)
+        side = views[LEFT] + views[RIGHT]
+        slots = (views[FRONT], side, views[TOP]) if layout == 'release' else (views[FRONT], views[TOP], side)
+        return torch.stack(slots, dim=1)
+
+    def _combine_alpha(self, views: Tensor) -> Tensor:
+        layout = self.config.plane_layout
+        views = to_plane_frame(views, layout=layout)
+        if self.config.side_alpha == 'one_sided':
+            side = (views[LEFT] > 0).to(views.dtype)  # the release binarizes this one alone
+        else:
+            side = torch.maximum(views[LEFT], views[RIGHT])
+        slots = (views[FRONT], side, views[TOP]) if layout == 'release' else (views[FRONT], views[TOP], side)
+        return torch.stack(slots, dim=1)
+
+    def _plane_landmarks(self, landmarks: Tensor) -> Tensor:
+        """Where the landmarks fall on each plane. [N, 3, 68, 2]"""
+        views = self.project(landmarks)[..., :2].detach()
+        if self.config.plane_layout == 'release':
+            return torch.stack([views[FRONT], views[LEFT], views[TOP]], dim=1)
+        top = views[TOP] * views.new_tensor([1.0, -1.0])
+        return torch.stack([views[FRONT], top, views[RIGHT]], dim=1)

@@ -1,0 +1,157 @@
+"""A run's folder: its options, log, statistics, and the one process that may write to it.
+
+training_options.json, log.txt, stats.jsonl, metric-<name>.jsonl, TensorBoard events, image grids,
+network-snapshot-<kimg>.pkl, training-state.pt. The numbers are cut back to the state's position on
+resume, so that a killed and resumed run reads like an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write, explain_os_error, make_output_folder
+from training.config import TrainConfig, to_dict
+
+OPTIONS_FILE = 'training_options.json'
+STATE_FILE = 'training-state.pt'
+LOCK_SECONDS = 30.0  # the ranks of a killed run need a moment to end
+
+# Fields that may differ when a run is resumed: they decide how long and what is reported, not what is learned.
+MAY_CHANGE = {'kimg', 'gpus', 'data', 'tick_kimg', 'snapshot_ticks', 'image_ticks', 'metrics'}
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the folder for one process; the system lets go when the process ends, however it ends."""
+    import fcntl
+
+    deadline = time.monotonic() + wait
+    with open(folder / '.lock', 'wb') as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f'{folder}: another process is training here; end it or choose another --outdir'
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        yield
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = '') -> list[str]:
+    """Dotted names of the fields that differ between two configs as dicts, with both values."""
+    changes = []
+    for name in sorted(set(old) | set(new)):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_fields(before, after, prefix=f'{prefix}{name}.')
+        elif before != after and prefix + name not in MAY_CHANGE:
+            changes.append(f'{prefix}{name} ({before!r} -> {after!r})')
+    return changes
+
+
+class RunDirectory:
+    """Rank 0's writer. Every method raises UserError for a full disk or a folder that became unwritable."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = make_output_folder(path)
+        self.state_file = self.path / STATE_FILE
+        self._events: Any = None
+
+    def check_options(self, config: TrainConfig) -> None:
+        """Refuse to go on with another config than the folder's; UserError names the changed fields."""
+        file = self.path / OPTIONS_FILE
+        if not file.exists():
+            return
+        try:
+            old = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f'{file}: unreadable ({error}); remove it or choose another --outdir') from error
+        changes = changed_fields(old, to_dict(config))
+        if changes:
+            raise UserError(
+                f'{self.path} holds a run with other options: {", ".join(changes)}; '
+                'repeat its options to resume it, or choose another --outdir'
+            )
+
+    def begin(self, config: TrainConfig, *, images_seen: int) -> None:
+        """Write the options and cut every record back to `images_seen`."""
+        with atomic_write(self.path / OPTIONS_FILE) as handle:
+            handle.write((json.dumps(to_dict(config), indent=2) + '\n').encode())
+        for file in [self.path / 'stats.jsonl', *sorted(self.path.glob('metric-*.jsonl'))]:
+            if file.exists():
+                _cut_back(file, images_seen)
+        for file in self.path.glob('.*.tmp'):  # what a killed write left
+            file.unlink()
+        self._events = _open_events(self.path, images_seen)
+
+    def log(self, text: str) -> None:
+        """One line to the terminal (above a progress bar) and to log.txt."""
+        tqdm.write(text)
+        self._append('log.txt', text)
+
+    def record(self, name: str, values: dict[str, Any]) -> None:
+        """One JSON line to `name`.jsonl; `values` has 'images_seen'."""
+        self._append(f'{name}.jsonl', json.dumps(values))
+
+    def scalars(self, values: Mapping[str, float], *, images_seen: int) -> None:
+        """Numbers to TensorBoard, by images seen."""
+        for name, value in values.items():
+            self._events.add_scalar(name, value, images_seen)
+        with self._explained('TensorBoard events'):
+            self._events.flush()
+
+    def picture(self, name: str, save: Callable[[IO[bytes]], None]) -> None:
+        """An image file that is whole or absent."""
+        with atomic_write(self.path / name) as handle:
+            save(handle)
+
+    def close(self) -> None:
+        if self._events is not None:
+            with self._explained('TensorBoard events'):
+                self._events.close()
+
+    def _append(self, name: str, line: str) -> None:
+        with self._explained(name), open(self.path / name, 'a', encoding='utf-8') as handle:
+            handle.write(line + '\n')
+
+    @contextlib.contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise explain_os_error(error, self.path / name) from error
+
+
+def _cut_back(file: Path, images_seen: int) -> None:
+    """Drop the records after `images_seen`, and a last line that a kill cut short."""
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record.get('images_seen', 0) <= images_seen:
+            kept.append(line)
+    with atomic_write(file) as handle:
+        handle.write(''.join(f'{line}\n' for line in kept).encode())
+
+
+def _open_events(folder: Path, images_seen: int) -> Any:
+    """A TensorBoard writer that voids earlier events after `images_seen`."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    return SummaryWriter(str(folder), purge_step=images_seen + 1)
