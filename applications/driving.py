@@ -67,9 +67,11 @@ def demo_sequence(name: str, head: HeadModel, *, frames: int, fps: float) -> Hea
     UserError names the sequences, or the expressions that the head model lacks.
     """
     if name == 'all':
-        counts = [frames * (i + 1) // len(SEQUENCES) - frames * i // len(SEQUENCES) for i in range(len(SEQUENCES))]
-        parts = [demo_sequence(part, head, frames=n, fps=fps) for part, n in zip(SEQUENCES, counts, strict=True)]
-        return HeadParams.cat(parts)
+        names = [part for part in SEQUENCES if part != 'blink' or _sides('eyeBlink', head)]
+        counts = [frames * (i + 1) // len(names) - frames * i // len(names) for i in range(len(names))]
+        return HeadParams.cat(
+            [demo_sequence(part, head, frames=n, fps=fps) for part, n in zip(names, counts, strict=True)]
+        )
     if name not in SEQUENCES:
         raise UserError(f'sequence {name!r}: expected one of {", ".join(SEQUENCE_NAMES)}')
     seconds = torch.arange(frames, dtype=torch.float32) / fps

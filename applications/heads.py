@@ -17,6 +17,7 @@ from dnnlib.files import atomic_write
 from training.checkpoint import LoadedGenerator
 from training.head import load_head_model
 from training.head.model import NUM_LANDMARKS, HeadInput, HeadModel, HeadParams, HeadTemplate
+from training.head.obj import head_vertices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,6 @@ class HeadChoice:
 
 def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
     """The chosen head [1, ...] in the topology of the network, on the CPU; UserError if it does not fit."""
-    template = cpu_template(loaded)
     sources = [name for name in ('obj_path', 'params_path', 'data') if getattr(choice, name)]
     if len(sources) > 1:
         raise UserError(f'head: {" and ".join(sources)} given; choose one')
@@ -43,9 +43,10 @@ def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
     if choice.obj_path:
         if choice.expressions:
             raise UserError('--expression: cannot be added to --obj_path (a mesh has no parameters)')
-        return obj_head(choice.obj_path, template, lms_path=choice.lms_path)
+        return obj_head(choice.obj_path, loaded, lms_path=choice.lms_path)
     if not sources and not choice.expressions:
-        return HeadInput(template.vertices[None], template.landmarks(template.vertices[None]))
+        vertices = cpu_template(loaded).vertices[None]
+        return HeadInput(vertices, cpu_template(loaded).landmarks(vertices))
     if choice.data and not choice.expressions:
         return dataset_head(choice.data, choice.index, loaded, head_model_path=choice.head_model_path)
     head = network_head_model(loaded, path=choice.head_model_path)
@@ -73,23 +74,12 @@ def network_head_model(loaded: LoadedGenerator, *, path: str | None = None) -> H
     return head
 
 
-def obj_head(path: str | os.PathLike[str], template: HeadTemplate, *, lms_path: str | None = None) -> HeadInput:
+def obj_head(path: str, loaded: LoadedGenerator, *, lms_path: str | None = None) -> HeadInput:
     """A mesh of the template's topology from an OBJ file (head frame, metres), with 68 landmarks."""
-    from training.head.obj import read_obj
-
-    mesh = read_obj(path)
-    count, faces = mesh.vertices.shape[0], mesh.faces.shape[0]
-    if count != template.num_vertices or faces != template.faces.shape[0]:
-        raise UserError(
-            f'{path}: {count} vertices and {faces} triangles, but the network takes {template.num_vertices} and '
-            f'{template.faces.shape[0]}; use a mesh of the head model that it was trained with'
-        )
-    if not torch.equal(mesh.faces.cpu().long(), template.faces):
-        raise UserError(f"{path}: the faces are not those of the network's head model (same counts, other order)")
-    vertices = mesh.vertices.float()[None]
-    if lms_path is None:
-        return HeadInput(vertices, template.landmarks(vertices))
-    return HeadInput(vertices, read_landmarks(lms_path)[None])
+    template = cpu_template(loaded)
+    vertices = head_vertices(path, template, model=loaded.head_model_name)[None]
+    landmarks = template.landmarks(vertices) if lms_path is None else read_landmarks(lms_path)[None]
+    return HeadInput(vertices, landmarks)
 
 
 def read_landmarks(path: str | os.PathLike[str]) -> Tensor:

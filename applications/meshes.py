@@ -20,6 +20,7 @@ from training import cameras
 from training.generator import Generator, Planes
 
 DEFAULT_LEVEL = 10.0  # sigma of the surface: EG3D's, about half of the light lost in 0.07 world units
+MIN_INSIDE = 0.002  # share of the box that a surface at DEFAULT_LEVEL must enclose to be taken for a head
 CHUNK = 1 << 17  # points evaluated at once
 
 
@@ -77,7 +78,8 @@ def choose_level(sigma: NDArray[np.float32], level: float | None = None) -> floa
         return level
     if not low < high:
         raise UserError(f'shape: sigma is {low:.3g} everywhere, so there is no surface')
-    return DEFAULT_LEVEL if low < DEFAULT_LEVEL < high else (low + high) / 2
+    inside = float((sigma > DEFAULT_LEVEL).mean())
+    return DEFAULT_LEVEL if MIN_INSIDE < inside < 1 - MIN_INSIDE else (low + high) / 2
 
 
 def extract_mesh(sigma: NDArray[np.float32], *, level: float, half: float) -> Mesh:

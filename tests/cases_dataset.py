@@ -19,8 +19,8 @@ from dnnlib import UserError
 from training import cameras
 from training.dataset_format import HEAD_FILE, LABEL_FILE
 from training.dataset_writer import DatasetWriter
+from training.head.landmarks import MIRROR
 from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate
-from training.mirroring import LANDMARK_MIRROR
 
 ROWS, COLUMNS = 13, 13  # a curved sheet, the middle column on the symmetry plane
 
@@ -71,7 +71,7 @@ class SheetHead(HeadModel):
 
     def _landmark_embedding(self, faces: Tensor) -> dict[str, Tensor]:
         vertex = [0] * 68
-        for i, other in enumerate(LANDMARK_MIRROR):
+        for i, other in enumerate(MIRROR):
             row = 1 + i % (ROWS - 2)
             side = 8 + i % 4
             middle = COLUMNS // 2

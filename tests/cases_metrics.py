@@ -89,12 +89,13 @@ class TinyInception(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.project = torch.nn.Linear(3 * 4 * 4, 2048, bias=False)
         weight = torch.randn(2048, 3 * 4 * 4, generator=torch.Generator().manual_seed(5))
-        self.register_buffer('weight', weight)
+        self.project.weight = torch.nn.Parameter(weight, requires_grad=False)
 
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
-        coarse = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32) / 255, [4, 4])
-        features = torch.relu(coarse.flatten(1) @ self.weight.t())
+        coarse = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32) / 255, (4, 4))
+        features = torch.relu(self.project(coarse.flatten(1)))
         if return_features:
             return features
         return features[:, :1008]

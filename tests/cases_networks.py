@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
+
+Module = TypeVar('Module', bound=nn.Module)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -14,7 +18,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=seeded(seed))
 
 
-def perturb(network: nn.Module) -> nn.Module:
+def perturb(network: Module) -> Module:
     """Non-zero biases and noise strengths, so that nothing hides behind an initial zero."""
     with torch.no_grad():
         for index, parameter in enumerate(network.parameters()):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 FLOORS = ('noise_floor_train_mode', 'noise_floor_no_mkldnn', 'noise_floor_repeat')
 RELATIVE = 1e-5
-GRADIENT_RELATIVE = 1e-5
 
 
 def noise_floor(case: dict, name: str) -> float:
@@ -44,16 +43,16 @@ def assert_parity(name: str, result: Tensor, case: dict, *, reference: Any = Non
 
 
 def assert_gradients(network: nn.Module, recorded: dict, *, rename: Callable[[str], str]) -> None:
-    """Every recorded gradient of `network` (norm, sum, first entries), within 1e-5 of its norm; none but those."""
+    """Every recorded gradient of `network` (norm, first entries), and no gradient besides those.
+
+    Within 1e-5 of the tensor's norm plus that of the whole gradient: the gradients of scalars (noise strengths) are
+    sums over all pixels that nearly cancel.
+    """
     own = {rename(name): p.grad for name, p in network.named_parameters() if p.grad is not None}
-    missing = [name for name in recorded if name not in own]
-    assert not missing
+    assert not [name for name in recorded if name not in own]
+    whole = math.sqrt(sum(values['norm'] ** 2 for values in recorded.values()))
     for name, values in recorded.items():
-        gradient = own[name]
-        norm = values['norm']
-        assert abs(gradient.norm().item() - norm) <= GRADIENT_RELATIVE * norm + 1e-12, name
-        head = (gradient.flatten()[:8] - values['head']).abs().max().item()
-        assert head <= GRADIENT_RELATIVE * max(norm, values['head'].abs().max().item()) + 1e-12, name
-    extra = [name for name, gradient in own.items() if name not in recorded and gradient.abs().max() > 0]
-    assert not extra
-    assert torch.isfinite(torch.stack([gradient.norm() for gradient in own.values()])).all()
+        gradient, bound = own[name], RELATIVE * (values['norm'] + whole)
+        assert abs(gradient.norm().item() - values['norm']) <= bound, name
+        assert (gradient.flatten()[:8] - values['head']).abs().max().item() <= bound, name
+    assert not [name for name, gradient in own.items() if name not in recorded and gradient.abs().max() > 0]

@@ -20,6 +20,7 @@ if __name__ == '__main__':
 from cases_dataset import SheetHead, make_dataset  # noqa: E402
 
 from torch_utils.distributed import Communicator, run  # noqa: E402
+from torch_utils.ops import library  # noqa: E402
 from torch_utils.stats import Stats  # noqa: E402
 from training import checkpoint, loop  # noqa: E402
 from training.config import TrainConfig, preset  # noqa: E402
@@ -85,6 +86,37 @@ def train_sheet(communicator: Communicator, *, config: TrainConfig, outdir: str)
     loop.train(communicator, config=config, options=loop.RunOptions(outdir=outdir), evaluate=count_images)
 
 
+def record_gradients(communicator: Communicator, *, folder: str, steps: int = 2) -> None:
+    """Save the averaged gradients of every phase of some steps, and the weights and statistics after them."""
+    torch.set_num_threads(1)
+    trainer = tiny_trainer(
+        Path(folder), communicator=communicator, batch_gpu=2, L__style_mixing_prob=0.5, augment='ada', ada_kimg=0.1
+    )
+    trainer.augment_probability = 0.5
+    record: dict[str, Any] = {}
+    for player, network in ((trainer.g, trainer.generator), (trainer.d, trainer.discriminator)):
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+
+        def remember(optimizer: Any, *_: Any, names: dict[int, str] = names) -> None:
+            gradients = {
+                names[id(parameter)]: parameter.grad.clone()
+                for parameter in optimizer.param_groups[0]['params']
+                if parameter.grad is not None
+            }
+            record[f'phase{len(record)}'] = gradients
+
+        player.optimizer.register_step_pre_hook(remember)
+    loader = trainer.loader()
+    for _ in range(steps):
+        trainer.step(next(loader))
+    record['state'] = {name: dict(state) for name, state in trainer.networks().items()}
+    record['stats'] = {
+        name: (moments.num, moments.mean) for name, moments in trainer.stats.collect(communicator).items()
+    }
+    if communicator.is_main:
+        torch.save(record, Path(folder) / f'record{communicator.size}.pt')
+
+
 def kill_at(point: str) -> None:
     """Let this process kill itself: 'step N' before step N, 'write NAME BYTES' that far into writing a file
     whose name begins with NAME, 'rename NAME' and 'renamed NAME' before and after it takes its place."""
@@ -129,8 +161,12 @@ def kill_at(point: str) -> None:
 def main() -> None:
     """Read a list of {outdir, data, images, gpus, kill} as JSON; run each in a forked child, print how it ended.
 
-    This process itself never computes, so that its children may fork with torch already imported.
+    This process only imports, which takes longer than a tiny run; it never computes, so it may fork.
     """
+    import torch._dynamo  # optimizers import it
+    import torch.utils.tensorboard
+
+    library.load('cpu')
     for task in json.loads(sys.stdin.read()):
         child = os.fork()
         if child == 0:

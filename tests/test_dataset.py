@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from tests.cases_dataset import (
+    COLUMNS,
+    ROWS,
     SheetHead,
     edit_labels,
     make_dataset,
@@ -28,9 +30,10 @@ from training.dataset import HeadDataset
 from training.dataset_format import HEAD_FILE, LABEL_FILE, label_text, read_labels
 from training.dataset_source import Source, ZipSource, open_source
 from training.head import load_head_model
+from training.head.landmarks import MIRROR
 from training.head.makehuman import MakeHumanHead
-from training.head.model import PARAM_FIELDS, HeadModel
-from training.mirroring import LANDMARK_MIRROR, mirror_vertex_map
+from training.head.model import PARAM_FIELDS, HeadModel, HeadParams
+from training.mirroring import mirror_vertex_map
 
 FIRST, SECOND = '00000/img00000000.png', '00000/img00000001.png'
 MODEL = SheetHead()
@@ -175,7 +178,7 @@ def check_mirrored(dataset: HeadDataset, model: HeadModel) -> None:
     flip = torch.tensor([-1.0, 1.0])
     vertex_map = mirror_vertex_map(model.template)
     left, right = dataset.head_input(here), dataset.head_input(there)
-    for name, renumber in (('vertices', vertex_map), ('landmarks', torch.tensor(LANDMARK_MIRROR))):
+    for name, renumber in (('vertices', vertex_map), ('landmarks', torch.tensor(MIRROR))):
         points, depth = cameras.project(cameras.head_to_world(getattr(left, name)), dataset.label(here))
         other, other_depth = cameras.project(cameras.head_to_world(getattr(right, name)), dataset.label(there))
         assert points.std() > 0.05
@@ -206,11 +209,18 @@ def test_mirrored_mesh_equals_mirrored_parameters(tmp_path: Path) -> None:
     )
 
 
-def test_landmark_mirror() -> None:
-    assert [LANDMARK_MIRROR[i] for i in (0, 8, 17, 30, 31, 36, 39, 41, 40, 48, 51, 55, 60, 67)] == [
-        *(16, 8, 26, 30, 35, 45, 42, 46, 47, 54, 51, 59, 64, 65)
-    ]
-    assert [LANDMARK_MIRROR[i] for i in LANDMARK_MIRROR] == list(range(68))
+class LopsidedHead(SheetHead):
+    """A head whose parameters cannot express their mirror image exactly, as FLAME."""
+
+    def mirror(self, params: HeadParams) -> HeadParams:
+        exact = super().mirror(params)
+        return exact.replace(identity=exact.identity + 0.5)
+
+
+def test_mirrored_meshes_are_exact_where_parameters_are_not(tmp_path: Path) -> None:
+    model = LopsidedHead()
+    dataset = HeadDataset(make_dataset(tmp_path / 'a.zip', model=model), mirror=True, head_model=model)
+    check_mirrored(dataset, model)
 
 
 def test_vertex_map_survives_a_slightly_asymmetric_neutral_shape() -> None:
@@ -225,9 +235,21 @@ def test_vertex_map_survives_a_slightly_asymmetric_neutral_shape() -> None:
     assert torch.equal(mirror_vertex_map(template), want)
 
 
+def test_vertex_map_ignores_diagonals() -> None:
+    """Quads split one way on both sides, as an exporter does it."""
+    index = torch.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS)
+    a, b, c, d = (part.reshape(-1) for part in (index[:-1, :-1], index[1:, :-1], index[:-1, 1:], index[1:, 1:]))
+    faces = torch.cat([torch.stack([a, b, d], -1), torch.stack([a, d, c], -1)])
+    template = dataclasses.replace(MODEL.template, faces=faces, uv_faces=faces)
+    assert torch.equal(mirror_vertex_map(template), MODEL.vertex_map)
+    lopsided = template.vertices + 0.0007 * torch.sin(20 * template.vertices[:, [1, 2, 0]])
+    assert torch.equal(mirror_vertex_map(dataclasses.replace(template, vertices=lopsided)), MODEL.vertex_map)
+
+
 def test_asymmetric_mesh_cannot_be_mirrored() -> None:
-    faces = MODEL.template.faces
-    template = dataclasses.replace(MODEL.template, faces=faces[1:], uv_faces=faces[1:])
+    vertices = MODEL.template.vertices + torch.tensor([0.03, 0.0, 0.0])
+    faces = MODEL.template.faces[1:]
+    template = dataclasses.replace(MODEL.template, vertices=vertices, faces=faces, uv_faces=faces)
     assert 'symmetry' in user_error(lambda: mirror_vertex_map(template))
 
 

@@ -43,7 +43,7 @@ def test_discriminator_learns_from_logits_and_from_r1(changes: dict) -> None:
     discriminator.zero_grad()
     sources = [value.requires_grad_() for name, value in inputs.items() if value is not None and name != 'label']
     gradients = torch.autograd.grad(discriminator(**inputs).sum(), sources, create_graph=True)
-    sum(g.square().sum() for g in gradients).backward()
+    torch.stack([g.square().sum() for g in gradients]).sum().backward()
     weights = [p for name, p in discriminator.named_parameters() if name.endswith('weight')]
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in weights)
 
@@ -57,9 +57,9 @@ def test_r1_gradient_of_a_parameter_matches_finite_differences() -> None:
 
     def penalty() -> torch.Tensor:
         gradients = torch.autograd.grad(discriminator(**inputs).sum(), sources, create_graph=True)
-        return sum(g.square().sum() for g in gradients)
+        return torch.stack([g.square().sum() for g in gradients]).sum()
 
-    weight = discriminator.b16.conv1.weight
+    weight = discriminator.get_parameter('b16.conv1.weight')
     (analytic,) = torch.autograd.grad(penalty(), weight)
     direction = torch.randn(weight.shape, generator=seeded(), dtype=torch.float64)
     step = 1e-6
@@ -88,6 +88,7 @@ def test_label_noise_leaves_the_caller_alone() -> None:
     discriminator = perturb(DualDiscriminator(config))
     inputs = discriminator_inputs(4, config)
     label = inputs['label']
+    assert label is not None
     before = label.clone()
     plain = discriminator(**inputs)
     noisy = discriminator(**inputs, rng=seeded())

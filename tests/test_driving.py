@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from applications.driving import SEQUENCE_NAMES, demo_sequence, resample, sequence_between, transfer
 from dnnlib import UserError
-from training.head.makehuman import embedded_head
+from training.head.makehuman import MakeHumanHead, embedded_head
 from training.head.model import HeadParams
 
 HEAD = embedded_head()
@@ -132,3 +132,21 @@ def test_only_expression_and_pose_transfer() -> None:
 def test_unknown_sequence() -> None:
     with pytest.raises(UserError, match='expected one of talk, blink, gaze, turn, all'):
         demo_sequence('shout', HEAD, frames=10, fps=10)
+
+
+class JawOnly(MakeHumanHead):
+    """A head model without named expressions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expression_names = ()
+
+
+def test_demos_without_named_expressions() -> None:
+    head = JawOnly()
+    talking = demo_sequence('talk', head, frames=60, fps=30)
+    assert talking.jaw[:, 0].max() > 0.1
+    assert not talking.expression.any()
+    assert len(demo_sequence('all', head, frames=61, fps=30)) == 61
+    with pytest.raises(UserError, match='has no expression eyeBlink'):
+        demo_sequence('blink', head, frames=10, fps=30)

@@ -61,12 +61,12 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
             self.decoder = Decoder()
             self.layers = nn.ModuleList([nn.Linear(2, 2)])
 
-    members: dict[str, Any]
-    for module_name, members in {
+    contents: dict[str, dict[str, Any]] = {
         'dnnlib.util': {'EasyDict': EasyDict},
         'torch_utils.persistence': {'_reconstruct_persistent_obj': _reconstruct_persistent_obj},
         'training_avatar_texture.triplane': {'Decoder': Decoder},
-    }.items():
+    }
+    for module_name, members in contents.items():
         module = types.ModuleType(module_name)
         for name, member in members.items():
             member.__module__ = module_name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_channels_last_gives_the_same_numbers() -> None:
     inputs = {'image': randn(2, 3, 16, 16), 'image_raw': randn(2, 3, 8, 8), 'template': randn(2, 3, 16, 16, seed=1)}
     label = randn(2, 25)
     plain = discriminator(**inputs, label=label)
-    discriminator = discriminator.to(memory_format=torch.channels_last)
+    discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = {name: value.to(memory_format=torch.channels_last) for name, value in inputs.items()}
     torch.testing.assert_close(discriminator(**inputs, label=label), plain, rtol=1e-4, atol=1e-5)
 
@@ -194,9 +195,9 @@ def test_paper_mouth_unet_has_figure_12_sizes() -> None:
         unet = build_mouth_unet(GeneratorConfig())
     assert unet.encoder_resolutions == [64, 32, 16]  # features at 32, 16, 8
     assert unet.block_resolutions == [16, 32, 64]
-    assert unet.b64.conv1.weight.shape == (768, 768, 3, 3)  # 768 feature maps of 64^2
-    assert unet.encoder[0].from_planes.weight.shape == (768, 96, 1, 1)
-    assert unet.b64.torgb.weight.shape == (96, 768, 1, 1)
+    assert unet.get_parameter('b64.conv1.weight').shape == (768, 768, 3, 3)  # 768 feature maps of 64^2
+    assert unet.get_parameter('encoder.0.from_planes.weight').shape == (768, 96, 1, 1)
+    assert unet.get_parameter('b64.torgb.weight').shape == (96, 768, 1, 1)
 
 
 def test_style_unet_refuses_a_bottleneck_that_is_not_below() -> None:
@@ -226,7 +227,7 @@ def test_blending_unets() -> None:
     ('superres', 'render', 'image'),
     [('stylegan2', 8, 64), ('stylegan2', 8, 16), ('hybrid', 64, 128), ('hybrid', 64, 256)],
 )
-def test_super_resolution(superres: str, render: int, image: int) -> None:
+def test_super_resolution(superres: Any, render: int, image: int) -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(
         DEBUG, superres=superres, render_resolution=render, image_resolution=image, superres_channels=32
@@ -289,5 +290,5 @@ def test_bf16_autocast_stays_close_and_ends_in_float32() -> None:
     for one, other in zip(exact, rounded, strict=True):
         assert other.dtype == torch.float32
         assert 0 < (one - other).square().mean() < 1e-3 * one.square().mean()
-    sum(result.square().mean() for result in rounded).backward()
+    torch.stack([result.square().mean() for result in rounded]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in texture.parameters())

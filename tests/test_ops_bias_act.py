@@ -96,7 +96,9 @@ def test_layouts(act: str, device: torch.device) -> None:
 
 def test_large_input_without_bias(device: torch.device) -> None:
     x = noise(3, 70_001, dtype=torch.float32).to(device)  # split over threads at odd places
-    torch.testing.assert_close(bias_act(x, act='lrelu', backend='native'), bias_act(x, act='lrelu', backend='reference'))
+    torch.testing.assert_close(
+        bias_act(x, act='lrelu', backend='native'), bias_act(x, act='lrelu', backend='reference')
+    )
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

@@ -149,7 +149,9 @@ def test_setup_filter() -> None:
     assert float(f.sum()) == 1
     assert torch.equal(f * 64, torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])))
     assert torch.equal(setup_filter(None), torch.ones(1, 1))
-    assert torch.equal(setup_filter([1, 2], normalize=False, flip_filter=True, gain=2), torch.tensor([[8.0, 4], [4, 2]]))
+    assert torch.equal(
+        setup_filter([1, 2], normalize=False, flip_filter=True, gain=2), torch.tensor([[8.0, 4], [4, 2]])
+    )
     x = image(1, 1, 4, 4)
     assert torch.equal(upfirdn2d(x, None), x)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from training.legacy import (
     export_discriminator_state,
     export_generator_state,
     load_discriminator_state,
+    load_generator_file,
     load_generator_state,
     release_generator_name,
 )
@@ -74,12 +78,9 @@ def decoded(coded: dict) -> Tensor:
 def test_map_truncates_as_recorded(case: dict, generator: Generator) -> None:
     stage, z = case['stages']['mapping'], case['inputs']['z']
     with torch.no_grad():
-        for name, options in {
-            'ws': {},
-            'ws_psi07': {'truncation_psi': 0.7},
-            'ws_psi07_cut14': {'truncation_psi': 0.7, 'truncation_cutoff': 14},
-        }.items():
-            assert_parity(name, generator.map(z, stage['cond'], **options), case, reference=stage[name])
+        for name, psi, cutoff in [('ws', 1.0, None), ('ws_psi07', 0.7, None), ('ws_psi07_cut14', 0.7, 14)]:
+            ws = generator.map(z, stage['cond'], truncation_psi=psi, truncation_cutoff=cutoff)
+            assert_parity(name, ws, case, reference=stage[name])
 
 
 def test_identity_and_planes(case: dict, generator: Generator, identity: Identity, planes: Planes) -> None:
@@ -160,6 +161,53 @@ def test_export_gives_the_names_and_numbers_back(case: dict, generator: Generato
         assert all(torch.equal(value, original[name].float()) for name, value in exported.items())
 
 
+class PickledModule:
+    """A module of the release as it pickles itself: a persistent object of its attributes."""
+
+    def __init__(self, state: dict[str, Tensor], **attributes: Any) -> None:
+        children: dict[str, dict[str, Tensor]] = {}
+        self.state: dict[str, Any] = {'_parameters': {}, '_buffers': {}, '_modules': {}, **attributes}
+        for name, value in state.items():
+            child, dot, rest = name.partition('.')
+            if dot:
+                children.setdefault(child, {})[rest] = value
+            else:
+                self.state['_parameters'][name] = torch.nn.Parameter(value, requires_grad=False)
+        self.state['_modules'] = {name: PickledModule(child) for name, child in children.items()}
+
+    def __reduce__(self) -> tuple:
+        reconstruct = sys.modules['torch_utils.persistence']._reconstruct_persistent_obj
+        meta = {'type': 'class', 'version': 6, 'module_src': '1 / 0', 'class_name': 'TriPlaneGenerator'}
+        return reconstruct, ({**meta, 'state': self.state},)
+
+
+def test_a_network_pickle_of_the_release_is_read(
+    case: dict, files: dict[str, Path], generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType('torch_utils.persistence')
+
+    def _reconstruct_persistent_obj(meta: dict) -> None:
+        raise AssertionError
+
+    _reconstruct_persistent_obj.__module__ = module.__name__
+    _reconstruct_persistent_obj.__qualname__ = '_reconstruct_persistent_obj'
+    monkeypatch.setattr(module, '_reconstruct_persistent_obj', _reconstruct_persistent_obj, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    networks = {
+        'G_ema': PickledModule(
+            {k: v for k, v in case['G_state'].items() if v.is_floating_point()}, _init_kwargs=case['G_kwargs']
+        ),
+        'D': PickledModule(case['D_state'], _init_kwargs=case['D_kwargs']),
+    }
+    (tmp_path / 'release.pkl').write_bytes(pickle.dumps(networks))
+    loaded = load_generator_file(tmp_path / 'release.pkl', topology=files['topology'], eye_mask=files['eye_mask'])
+    assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.state_dict().items())
+    with pytest.raises(UserError, match='D has no texture_backbone'):
+        load_generator_file(tmp_path / 'release.pkl', name='D', topology=files['topology'], eye_mask=files['eye_mask'])
+    with pytest.raises(UserError, match='holds D, G_ema, but not G'):
+        load_generator_file(tmp_path / 'release.pkl', name='G', topology=files['topology'], eye_mask=files['eye_mask'])
+
+
 def test_unknown_missing_and_misshapen_keys_are_refused(case: dict, files: dict[str, Path]) -> None:
     state, kwargs = case['G_state'], case['G_kwargs']
     weight = 'mouth_backbone.synthesis.b64.conv0.weight'
@@ -176,8 +224,8 @@ def test_unknown_missing_and_misshapen_keys_are_refused(case: dict, files: dict[
     ]:
         with pytest.raises(UserError, match=message):
             load_generator_state(bad_state, bad_kwargs, **files)
+    partial = {name: value for name, value in case['D_state'].items() if name != 'b4.out.bias'}
     with pytest.raises(UserError, match='missing key.* b4.out.bias'):
-        partial = {name: value for name, value in case['D_state'].items() if name != 'b4.out.bias'}
         load_discriminator_state(partial, case['D_kwargs'])
     with pytest.raises(UserError, match=r'unknown key.* b512.conv0.weight'):
         load_discriminator_state({**case['D_state'], 'b512.conv0.weight': state[weight]}, case['D_kwargs'])

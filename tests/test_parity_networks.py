@@ -32,7 +32,7 @@ def case(parity_fixture: dict) -> dict:
 
 @pytest.fixture(scope='module')
 def config(case: dict) -> Any:
-    return generator_config(case['G_kwargs'], case['G_state'])
+    return generator_config(case['G_kwargs'])
 
 
 @pytest.fixture(scope='module')
@@ -199,6 +199,7 @@ def test_convolutions(case: dict) -> None:
 def test_synthesis_layer_adds_noise_before_bias_and_activation() -> None:
     torch.manual_seed(0)
     layer = SynthesisLayer(3, 5, w_dim=4, resolution=8)
+    assert layer.noise_strength is not None
     nn.init.constant_(layer.noise_strength, 0.5)
     nn.init.constant_(layer.bias, -0.2)
     x, w = torch.randn(2, 3, 8, 8), torch.randn(2, 4)

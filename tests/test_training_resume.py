@@ -136,9 +136,7 @@ def test_a_changed_config_is_refused_by_name(runs: dict[str, Path], monkeypatch:
         (runs['killed'] / 'kept').rename(runs['killed'] / 'training_options.json')
 
 
-def test_another_dataset_is_refused(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_dataset_is_refused(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, 'open_dataset', open_sheet_dataset)
     other = tiny_dataset(tmp_path, seed=5).path
     with pytest.raises(UserError, match='data .other images or cameras'):

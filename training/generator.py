@@ -15,7 +15,7 @@ from training.blending import BlendingNet, blend
 from training.cameras import LABEL_DIM, rays
 from training.config import GeneratorConfig
 from training.head.model import HeadInput, HeadTemplate
-from training.layers import MappingNetwork
+from training.layers import MappingNetwork, full_precision
 from training.rasterized_planes import TextureRasterizer
 from training.static_planes import StaticPlanes
 from training.stylegan2 import num_synthesis_ws
@@ -107,7 +107,8 @@ class Generator(nn.Module):
         """Rasterize the texture on the posed head, complete the mouth, blend with the static planes."""
         if len(head) != identity.texture.shape[0]:
             raise ValueError(f'head: expected {identity.texture.shape[0]} samples, got {len(head)}')
-        rasterized = self.rasterizer(identity.texture, head)
+        with full_precision(identity.texture):
+            rasterized = self.rasterizer(identity.texture, head)
         features, ws = rasterized.features, identity.ws[:, : self.num_half]
         if self.teeth is not None and self.blending is not None:
             completed = self.teeth(features, rasterized.landmarks, ws, rng=rng)
@@ -120,8 +121,9 @@ class Generator(nn.Module):
     ) -> Rendering:
         """Planes seen by cameras `label` [N, 25]; `resolution` is the side of the volume rendering."""
         size = resolution or self.config.render_resolution
-        origins, directions = rays(label, size)
-        traced = self.renderer(planes.features, origins, directions, decoder=self.decoder, rng=rng)
+        with full_precision(planes.features):
+            origins, directions = rays(label, size)
+            traced = self.renderer(planes.features, origins, directions, decoder=self.decoder, rng=rng)
         features, depth, weights = (
             t.transpose(1, 2).reshape(t.shape[0], -1, size, size)
             for t in (traced.features, traced.depth, traced.weights)

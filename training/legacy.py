@@ -12,20 +12,23 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
-from training.head.obj import read_obj
 
 from dnnlib.errors import UserError
 from dnnlib.files import explain_os_error
+from training.cameras import LABEL_DIM
 from training.config import DiscriminatorConfig, GeneratorConfig, preset
 from training.discriminator import DualDiscriminator
 from training.generator import Generator
 from training.head.model import NUM_LANDMARKS, HeadTemplate
+from training.head.obj import read_obj
+from training.legacy_pickle import read_legacy_pickle
 
 # Release's prefix -> ours. A name outside these prefixes (and outside the lists below) is unknown.
 GENERATOR_PREFIXES = {
@@ -77,11 +80,28 @@ def load_generator_state(
     uv, white keeps. Resample filters and derived buffers may be absent. UserError names unknown, missing or
     misshapen keys, an argument that has no counterpart, and a topology other than the one the state was made with.
     """
-    config = generator_config(kwargs, state_dict)
+    config = generator_config(kwargs)
     template = template_from_obj(topology, eye_mask=eye_mask)
     _check_topology(state_dict, template.faces, name='faces', path=topology)
     _check_topology(state_dict, template.uv_faces, name='uvfaces', path=topology)
     return _load(Generator(config, template), rename_generator_state(state_dict), back=release_generator_name)
+
+
+def load_generator_file(
+    path: str | os.PathLike[str],
+    *,
+    topology: str | os.PathLike[str],
+    eye_mask: str | os.PathLike[str],
+    name: str = 'G_ema',
+) -> Generator:
+    """The generator `name` of one of the release's network pickles, read without running any of it; UserError."""
+    networks = read_legacy_pickle(path).networks
+    if name not in networks:
+        raise UserError(f'{path}: holds {", ".join(networks)}, but not {name}')
+    network = networks[name]
+    if not any(key.startswith('texture_backbone.') for key in network.state_dict):
+        raise UserError(f'{path}: {name} has no texture_backbone; expected a generator of Next3D (is it one of EG3D?)')
+    return load_generator_state(network.state_dict, network.kwargs, topology=topology, eye_mask=eye_mask)
 
 
 def load_discriminator_state(state_dict: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> DualDiscriminator:
@@ -102,7 +122,7 @@ def template_from_obj(topology: str | os.PathLike[str], *, eye_mask: str | os.Pa
     """HeadTemplate of an OBJ with uv and a PNG mask over uv. An OBJ says nothing of landmarks: pass them yourself
     (the template's own are all on its first vertex). UserError if either file is missing or unusable.
     """
-    mesh = read_obj(topology)
+    mesh = read_obj(Path(topology))
     if mesh.uv is None or mesh.uv_faces is None:
         raise UserError(f'{topology}: has no texture coordinates (vt); pass the OBJ that the network was trained with')
     try:
@@ -155,7 +175,7 @@ def rename_generator_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor
     return renamed
 
 
-def generator_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> GeneratorConfig:
+def generator_config(kwargs: Mapping[str, Any]) -> GeneratorConfig:
     """GeneratorConfig of the release's constructor arguments; UserError names what has no counterpart."""
     rendering = _required(kwargs, 'rendering_kwargs', 'generator')
     for name, value in _FIXED_RENDERING.items():
@@ -168,12 +188,13 @@ def generator_config(kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor]
     if _HYBRID_RESOLUTIONS.get(module) != resolution:
         known = ', '.join(f'{name} for {size}' for name, size in _HYBRID_RESOLUTIONS.items())
         raise UserError(f'superresolution_module: expected {known}; got {module or "none"} for {resolution}')
-    embed = state_dict.get('backbone.mapping.embed.weight')
+    if _required(kwargs, 'c_dim', 'generator') != LABEL_DIM:
+        raise UserError(f'c_dim: expected {LABEL_DIM} (a camera), got {kwargs["c_dim"]}')
     return dataclasses.replace(
         preset(f'ffhq{resolution}-release').generator,
         z_dim=_required(kwargs, 'z_dim', 'generator'),
         w_dim=_required(kwargs, 'w_dim', 'generator'),
-        label_dim=_required(kwargs, 'c_dim', 'generator') if embed is None else embed.shape[1],
+        label_dim=LABEL_DIM,
         mapping_layers=dict(kwargs.get('mapping_kwargs') or {}).get('num_layers', 8),
         label_scale=0.0 if rendering.get('c_gen_conditioning_zero') else float(rendering.get('c_scale', 1)),
         channel_base=kwargs.get('channel_base', 32768),
@@ -233,7 +254,7 @@ def _load(network: Any, state: Mapping[str, Tensor], *, back: Callable[[str], st
     """Fill `network` exactly; errors speak in the release's names."""
     assert isinstance(network, nn.Module)
     own = network.state_dict()
-    _refuse('unknown', [back(name) if name in own else name for name in state if name not in own])
+    _refuse('unknown', [back(name) for name in state if name not in own])
     _refuse('missing', [back(name) for name in own if name not in state])
     shapes = [name for name in own if own[name].shape != state[name].shape]
     if shapes:

@@ -19,6 +19,7 @@ from training.conditions import Conditions
 from training.config import LossConfig
 from training.discriminator import DualDiscriminator
 from training.generator import Generator
+from training.layers import full_precision
 from training.template_rendering import render_template
 
 DENSITY_POINTS = 1000  # a sample; as many again shifted
@@ -222,9 +223,10 @@ class GanLoss:
         if mode == 'none':
             return None
         resolution = self.generator.config.image_resolution
-        return render_template(
-            self.generator.template, conditions.head, conditions.label, resolution=resolution, mode=mode
-        )
+        with full_precision(conditions.label):
+            return render_template(
+                self.generator.template, conditions.head, conditions.label, resolution=resolution, mode=mode
+            )
 
     def _judge(self, pair: Pair, conditions: Conditions, schedule: Schedule, rng: torch.Generator) -> Tensor:
         image, raw = blur(pair.image, sigma=schedule.blur_sigma), pair.image_raw

@@ -1,4 +1,4 @@
-"""Left and right exchanged: landmarks and meshes of the x-mirrored head.
+"""Left and right exchanged: the mesh of the x-mirrored head.
 
 A head mirrored in x must keep its topology (the uv of a cheek belongs to that cheek), so its
 coordinates are negated and its vertices renumbered by the head's left/right symmetry.
@@ -13,36 +13,33 @@ import torch
 from torch import Tensor
 
 from dnnlib import UserError
-from training.head.model import NUM_LANDMARKS, HeadInput, HeadTemplate
+from training.head.landmarks import mirror_landmarks
+from training.head.model import HeadInput, HeadTemplate
 
 _FLIP = np.array([-1.0, 1.0, 1.0])
 _SEEDS = 40  # faces of a connected part from which a symmetry is tried
-_ASYMMETRIC = 'head model: its mesh has no left/right symmetry, so datasets cannot be mirrored; use --mirror=0'
-
-
-def _landmark_permutation() -> list[int]:
-    chains = [range(0, 17), range(17, 27), [27], [28], [29], [30], range(31, 36)]  # jaw, brows, nose
-    chains += [[36, 37, 38, 39, 42, 43, 44, 45], [41, 40, 47, 46]]  # eyes: upper, lower lids
-    chains += [range(48, 55), range(55, 60), range(60, 65), range(65, 68)]  # mouth: outer, inner
-    permutation = [0] * NUM_LANDMARKS
-    for chain in chains:
-        for here, there in zip(chain, reversed(chain), strict=True):
-            permutation[here] = there
-    return permutation
-
-
-LANDMARK_MIRROR: tuple[int, ...] = tuple(_landmark_permutation())  # index of the landmark on the other side
 
 
 def mirror_vertex_map(template: HeadTemplate) -> Tensor:
     """For each vertex of a mesh with left/right symmetric topology the vertex opposite [V] int64.
 
-    Follows the connectivity outwards from a face and its opposite, so the neutral shape may be lopsided
-    (FLAME's is a little): positions only choose where to start. Vertices without a face stay themselves.
+    Follows the connectivity outwards from a face and its opposite, so the neutral shape may be lopsided:
+    positions only choose where to start. Where only the diagonals of quads differ between the sides,
+    positions decide (asymmetry of about 1 mm). Vertices without a face stay themselves.
     Raises UserError if there is no such symmetry.
     """
     points = template.vertices.detach().cpu().double().numpy()
     faces = template.faces.cpu().numpy()
+    opposite = _match_topology(points, faces)
+    if opposite is None:
+        opposite = _match_positions(points, faces)
+    if opposite is None:
+        raise UserError('head model: its mesh has no left/right symmetry, so it cannot be mirrored; use --mirror=0')
+    return torch.from_numpy(opposite)
+
+
+def _match_topology(points: np.ndarray, faces: np.ndarray) -> np.ndarray | None:
+    """The vertex map by connectivity; None if a part of the mesh has no mirror image."""
     _, near = scipy.spatial.cKDTree(points).query(points * _FLIP)
     third = {(f[i], f[(i + 1) % 3]): f[(i + 2) % 3] for f in faces.tolist() for i in range(3)}
     opposite = np.full(len(points), -1)
@@ -60,11 +57,9 @@ def mirror_vertex_map(template: HeadTemplate) -> Tensor:
         for here, there in best[1].items():
             opposite[here], opposite[there] = there, here
         if not best[1]:
-            raise UserError(_ASYMMETRIC)
+            return None
     opposite = np.where(opposite < 0, np.arange(len(points)), opposite)
-    if (opposite[opposite] != np.arange(len(points))).any():
-        raise UserError(_ASYMMETRIC)
-    return torch.from_numpy(opposite)
+    return opposite if (opposite[opposite] == np.arange(len(points))).all() else None
 
 
 def _components(faces: np.ndarray, count: int) -> list[np.ndarray]:
@@ -102,15 +97,32 @@ def _follow(edge: tuple[int, int], mirrored: tuple[int, int], third: dict[tuple[
     return found
 
 
+def _match_positions(points: np.ndarray, faces: np.ndarray) -> np.ndarray | None:
+    """The vertex map by nearest positions after a smooth correction of the asymmetry; None if it is no symmetry."""
+    tree, mirrored = scipy.spatial.cKDTree(points), points * _FLIP
+    _, around = scipy.spatial.cKDTree(mirrored).query(mirrored, k=min(40, len(points)))
+    moved = mirrored
+    for _ in range(60):
+        near = tree.query(moved)[1]
+        mutual = near[near] == np.arange(len(points))
+        if mutual.all():
+            break
+        shift = (points[near] - mirrored) * mutual[:, None]
+        moved = mirrored + shift[around].sum(axis=1) / np.maximum(mutual[around].sum(axis=1), 1)[:, None]
+    else:
+        return None
+    edges = _edge_set(faces)
+    kept = len(np.intersect1d(_edge_set(near[faces]), edges)) / len(edges)
+    return near if kept > 0.6 else None  # two thirds of a triangulated quad mesh are no diagonals
+
+
+def _edge_set(faces: np.ndarray) -> np.ndarray:
+    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).astype(np.int64), axis=1)
+    return np.unique(pairs[:, 0] << 32 | pairs[:, 1])
+
+
 def mirror_mesh(head: HeadInput, vertex_map: Tensor) -> HeadInput:
     """Vertices and landmarks of the x-mirrored head; `vertex_map` [V] from `mirror_vertex_map`."""
-    return HeadInput(_flip_x(head.vertices)[:, vertex_map], mirror_landmarks(head.landmarks))
-
-
-def mirror_landmarks(landmarks: Tensor) -> Tensor:
-    """Landmarks [N, 68, 3] of the x-mirrored head."""
-    return _flip_x(landmarks)[:, list(LANDMARK_MIRROR)]
-
-
-def _flip_x(points: Tensor) -> Tensor:
-    return points * points.new_tensor([-1.0, 1.0, 1.0])
+    flip = head.vertices.new_tensor([-1.0, 1.0, 1.0])
+    vertices = (head.vertices * flip)[:, vertex_map.to(head.vertices.device)]
+    return HeadInput(vertices, mirror_landmarks(head.landmarks))

@@ -7,6 +7,7 @@ matters. Images 4 k to 4 k + 3 show identity k. What is drawn: synthetic_params.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -31,6 +32,7 @@ from training.synthetic_studio import Studio
 HEAD_MODEL = 'makehuman'
 MIN_RESOLUTION, MAX_RESOLUTION = 32, 512
 CHUNK = 4 * params.IMAGES_PER_IDENTITY  # images a task: whole identities
+_THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,21 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started in this block use one thread for linear algebra: the parallelism is that of the images."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, '1'))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _chunks(num: int, *, resolution: int, seed: int, workers: int) -> Iterator[list[_Packed]]:
     """Rendered chunks in the order of their indices, with a bounded number under way."""
     ranges = [range(start, min(start + CHUNK, num)) for start in range(0, num, CHUNK)]
@@ -112,7 +129,8 @@ def _chunks(num: int, *, resolution: int, seed: int, workers: int) -> Iterator[l
         return
     library.use_native(torch.device('cpu'))  # builds the rasterizer once, before there are several processes
     context = multiprocessing.get_context('spawn')
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    with _one_thread_each(), pool:
         pending: deque[concurrent.futures.Future[list[_Packed]]] = deque()
         try:
             for indices in ranges:

@@ -98,14 +98,11 @@ def tube(path: np.ndarray, radii: np.ndarray | float, material: int, *, closed: 
 
 def harmonics(directions: np.ndarray, degree: int) -> np.ndarray:
     """Monomials x^i y^j z^k with i + j + k = degree or degree - 1: they span all harmonics up to `degree`."""
-    x, y, z = (directions[..., k] for k in range(3))
-    terms = [
-        x**i * y**j * z ** (total - i - j)
-        for total in (degree - 1, degree)
-        for i in range(total + 1)
-        for j in range(total - i + 1)
-    ]
-    return np.stack(terms, axis=-1)
+    powers = np.ones((degree + 1, *directions.shape))
+    for k in range(1, degree + 1):
+        powers[k] = powers[k - 1] * directions
+    exponents = [(i, j, n - i - j) for n in (degree - 1, degree) for i in range(n + 1) for j in range(n - i + 1)]
+    return np.stack([powers[i, ..., 0] * powers[j, ..., 1] * powers[k, ..., 2] for i, j, k in exponents], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -233,7 +233,7 @@ def _add_unit(weights: dict[str, float], unit: str, weight: float, rng: np.rando
 def sample_blink(seed: int, index: int) -> tuple[float, float]:
     """Lid closure (left, right) in [0, 1]; 20 % of the images blink, some half, some with one eye."""
     rng = stream(seed, 'blink', index)
-    kind, full, half = rng.random(), rng.uniform(0.85, 1.0), rng.uniform(0.25, 0.75)
+    kind, full, half = rng.random(), rng.uniform(0.7, 1.0), rng.uniform(0.15, 0.5)
     if kind < 0.10:
         return full, full
     if kind < 0.17:

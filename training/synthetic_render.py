@@ -33,6 +33,13 @@ class Pixels:
     normal: np.ndarray  # [P, 3] unit, world, towards the viewer's side of the face
     surface: np.ndarray  # [P, 3]
 
+    def take(self, rows: np.ndarray) -> Pixels:
+        """Some of the pixels."""
+        return Pixels(**{name: value[rows] for name, value in vars(self).items()})
+
+
+Painted = tuple[np.ndarray, np.ndarray]  # albedo [P, 3] (linear), gloss [P]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paint:
@@ -82,7 +89,7 @@ def trace(pieces: list[Piece], label: np.ndarray, size: int) -> Pixels:
     return Pixels(index=index, material=material, backside=backside, normal=normal, surface=values[:, 3:])
 
 
-def colour(pixels: Pixels, paint: Paint) -> tuple[np.ndarray, np.ndarray]:
+def colour(pixels: Pixels, paint: Paint) -> Painted:
     """Albedo [P, 3] (linear) and gloss [P] of every covered pixel."""
     albedo = np.zeros((len(pixels.index), 3), dtype=np.float32)
     gloss = np.zeros(len(pixels.index), dtype=np.float32)
@@ -93,71 +100,74 @@ def colour(pixels: Pixels, paint: Paint) -> tuple[np.ndarray, np.ndarray]:
     for material, painter in painters.items():
         rows = np.flatnonzero(pixels.material == material)
         if len(rows):
-            albedo[rows], gloss[rows] = painter(pixels.surface[rows], pixels.normal[rows], pixels.backside[rows], paint)
+            albedo[rows], gloss[rows] = painter(pixels.take(rows), paint)
     return albedo, gloss
 
 
-def _skin(surface, normal, backside, paint: Paint):
+def _skin(seen: Pixels, paint: Paint) -> Painted:
     person = paint.person
-    painted = skin.sample_canvas(paint.canvas, paint.face, surface)
-    front = skin.smoothstep(*paint.depth_range, surface[:, 2])
-    result = skin.mix(np.broadcast_to(person.skin, painted.shape), painted, front)
-    offset = surface - paint.skull_centre
-    scalp = scalp_density(person.hair, offset / np.linalg.norm(offset, axis=1, keepdims=True))
-    result = skin.mix(result, person.hair.colour * 0.6, 0.9 * scalp)
+    result = np.broadcast_to(person.skin, seen.surface.shape).copy()
+    front = skin.smoothstep(*paint.depth_range, seen.surface[:, 2])
+    rows = np.flatnonzero((front > 0) & ~seen.backside)
+    result[rows] = skin.mix(result[rows], skin.sample_canvas(paint.canvas, paint.face, seen.surface[rows]), front[rows])
+    scalp = np.zeros(len(seen.surface), dtype=np.float32)
+    rows = np.flatnonzero((front < 1) | (seen.surface[:, 1] > paint.skull_centre[1]))
+    offset = seen.surface[rows] - paint.skull_centre
+    scalp[rows] = scalp_density(person.hair, offset / np.linalg.norm(offset, axis=1, keepdims=True))
+    result = skin.mix(result, person.hair.colour * rgb(0.6, 0.6, 0.6), 0.9 * scalp)
     if person.neckline == 'high':
-        above = surface[:, 1] - paint.neck_plane[0] - paint.neck_plane[1] * surface[:, 2]
+        above = seen.surface[:, 1] - paint.neck_plane[0] - paint.neck_plane[1] * seen.surface[:, 2]
         cloth = skin.smoothstep(0.031, 0.030, above)
-        result = skin.mix(result, fabric(person, surface[:, 0], above), cloth)
-    result = np.where(backside[:, None], skin.CAVITY, result)
-    return result, np.where(backside, 0.0, 0.06 * (1 - scalp))
+        result = skin.mix(result, fabric(person, seen.surface[:, 0], above), cloth)
+    result = np.where(seen.backside[:, None], skin.CAVITY, result)
+    return result, np.where(seen.backside, 0.0, 0.06 * (1 - scalp))
 
 
-def _eye(surface, normal, backside, paint: Paint):
-    result = skin.eye_colour(paint.person, surface, iris_angle=IRIS_ANGLE)
-    lid = 1 - 0.55 * skin.smoothstep(0.05, 0.5, normal[:, 1])  # the upper lid's shadow
+def _eye(seen: Pixels, paint: Paint) -> Painted:
+    result = skin.eye_colour(paint.person, seen.surface, iris_angle=IRIS_ANGLE)
+    lid = 1 - 0.55 * skin.smoothstep(0.05, 0.5, seen.normal[:, 1])  # the upper lid's shadow
     return result * lid[:, None], np.full(len(result), 0.9)
 
 
-def _teeth(surface, normal, backside, paint: Paint):
+def _teeth(seen: Pixels, paint: Paint) -> Painted:
     """Surface: (share of the height from the root, depth behind the front teeth, x), metres."""
-    inside = 0.35 + 0.65 * skin.smoothstep(0.030, 0.0, surface[:, 1])
-    around = np.arctan2(surface[:, 2], 0.047 - surface[:, 1])
+    inside = 0.35 + 0.65 * skin.smoothstep(0.030, 0.0, seen.surface[:, 1])
+    around = np.arctan2(seen.surface[:, 2], 0.047 - seen.surface[:, 1])
     gap = skin.smoothstep(0.16, 0.04, np.abs(np.sin(around * (np.pi / 0.19))))
-    lingual = skin.smoothstep(0.1, -0.3, normal[:, 0] * np.sign(surface[:, 2])) * (surface[:, 1] > 0.005)
-    crown = skin.smoothstep(0.40, 0.50, surface[:, 0] + 0.06 * (1 - gap) - 0.3 * lingual)
-    result = skin.mix(np.broadcast_to(skin.GUMS, surface.shape), skin.TEETH * (1 - 0.45 * gap[:, None]), crown)
+    lingual = skin.smoothstep(0.1, -0.3, seen.normal[:, 0] * np.sign(seen.surface[:, 2])) * (seen.surface[:, 1] > 0.005)
+    crown = skin.smoothstep(0.40, 0.50, seen.surface[:, 0] + 0.06 * (1 - gap) - 0.3 * lingual)
+    result = skin.mix(np.broadcast_to(skin.GUMS, seen.surface.shape), skin.TEETH * (1 - 0.45 * gap[:, None]), crown)
     return result * (0.9 * inside * (1 - 0.65 * lingual))[:, None], np.full(len(result), 0.15)
 
 
-def _tongue(surface, normal, backside, paint: Paint):
-    inside = 0.15 + 0.75 * skin.smoothstep(0.040, 0.0, surface[:, 1])
-    return skin.TONGUE * inside[:, None], np.full(len(surface), 0.25)
+def _tongue(seen: Pixels, paint: Paint) -> Painted:
+    inside = 0.15 + 0.75 * skin.smoothstep(0.040, 0.0, seen.surface[:, 1])
+    return skin.TONGUE * inside[:, None], np.full(len(seen.surface), 0.25)
 
 
-def _hair(surface, normal, backside, paint: Paint):
+def _hair(seen: Pixels, paint: Paint) -> Painted:
     size = len(paint.fibres)
-    across = (surface[:, 0] * (size / (2 * np.pi)) * 2).astype(np.int64) % size
-    along = (surface[:, 1] * 14).astype(np.int64) % size
+    across = (seen.surface[:, 0] * (size / (2 * np.pi)) * 2).astype(np.int64) % size
+    along = (seen.surface[:, 1] * 14).astype(np.int64) % size
     strand = paint.fibres[along, across]
-    band = 0.10 * np.sin(surface[:, 0] * 9 + 2 * strand)
+    band = 0.10 * np.sin(seen.surface[:, 0] * 9 + 2 * strand)
     result = paint.person.hair.colour * (1 + 0.38 * strand + band)[:, None]
-    return np.where(backside[:, None], 0.30, 1.0) * result, np.where(backside, 0.0, 0.10 + 0.10 * strand)
+    return np.where(seen.backside[:, None], 0.30, 1.0) * result, np.where(seen.backside, 0.0, 0.10 + 0.10 * strand)
 
 
-def _cloth(surface, normal, backside, paint: Paint):
-    result, cloth = clothes_colour(paint.person, surface)
+def _cloth(seen: Pixels, paint: Paint) -> Painted:
+    result, cloth = clothes_colour(paint.person, seen.surface)
     result = skin.mix(np.broadcast_to(paint.person.skin, result.shape), result, cloth)
-    return result * np.where(backside[:, None], 0.3, 1.0), 0.05 * (1 - cloth)
+    return result * np.where(seen.backside[:, None], 0.3, 1.0), 0.05 * (1 - cloth)
 
 
-def _collar(surface, normal, backside, paint: Paint):
-    result = fabric(paint.person, surface[:, 0], surface[:, 1])
-    return result * np.where(backside[:, None], 0.5, 1.0), np.zeros(len(surface))
+def _collar(seen: Pixels, paint: Paint) -> Painted:
+    result = fabric(paint.person, seen.surface[:, 0], seen.surface[:, 1])
+    return result * np.where(seen.backside[:, None], 0.5, 1.0), np.zeros(len(seen.surface))
 
 
-def _frame(surface, normal, backside, paint: Paint):
-    return np.broadcast_to(paint.person.glasses_colour, surface.shape), np.full(len(surface), 0.6)
+def _frame(seen: Pixels, paint: Paint) -> Painted:
+    return np.broadcast_to(paint.person.glasses_colour, seen.surface.shape), np.full(len(seen.surface), 0.6)
 
 
 def light_up(albedo: np.ndarray, gloss: np.ndarray, pixels: Pixels, *, light: Light, view: np.ndarray) -> np.ndarray:
@@ -170,9 +180,10 @@ def light_up(albedo: np.ndarray, gloss: np.ndarray, pixels: Pixels, *, light: Li
     ambient = light.ambient[0] * sky + light.ambient[1] * (1 - sky)
     half = light.direction + view
     half = half / np.linalg.norm(half)
-    sharpness = np.where(gloss > 0.8, 180.0, np.where(gloss > 0.5, 40.0, 14.0))
-    shine = gloss * np.maximum(pixels.normal @ half, 0) ** sharpness
-    return albedo * (light.colour * diffuse + ambient) + (light.colour * 0.9) * shine[:, None]
+    shine = np.square(np.square(np.square(np.maximum(pixels.normal @ half, 0))))
+    hard = np.flatnonzero(gloss > 0.5)  # frames; eyes harder still
+    shine[hard] = shine[hard] ** np.where(gloss[hard] > 0.8, 22.0, 5.0)
+    return albedo * (light.colour * diffuse + ambient) + (light.colour * 0.9) * (gloss * shine)[:, None]
 
 
 def to_srgb(value: np.ndarray) -> np.ndarray:

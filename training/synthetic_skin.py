@@ -35,18 +35,20 @@ def value_noise(rng: np.random.Generator, size: int, cells: int, *, stretch: int
 
 def segment_distance(points: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points [P, 2] against a polyline [n, 2]: distance, share of its length in [0, 1], signed offset to its left."""
-    starts, steps = line[:-1], np.diff(line, axis=0)
-    lengths = np.linalg.norm(steps, axis=1)
-    offsets = points[:, None] - starts[None]
-    t = np.clip((offsets * steps).sum(-1) / np.maximum(lengths**2, 1e-12), 0, 1)
-    gaps = offsets - t[..., None] * steps
-    distances = np.linalg.norm(gaps, axis=-1)
-    nearest = distances.argmin(axis=1)
-    rows = np.arange(len(points))
-    share = (np.concatenate([[0], np.cumsum(lengths)])[nearest] + t[rows, nearest] * lengths[nearest]) / lengths.sum()
-    gap, step = gaps[rows, nearest], steps[nearest] / np.maximum(lengths[nearest], 1e-9)[:, None]
-    side = np.sign(step[:, 0] * gap[:, 1] - step[:, 1] * gap[:, 0])
-    return distances[rows, nearest], share, side * distances[rows, nearest]
+    lengths = np.maximum(np.linalg.norm(np.diff(line, axis=0), axis=1), 1e-9)
+    before = np.concatenate([[0], np.cumsum(lengths)])
+    best = np.full(len(points), np.inf)
+    share, side = np.zeros(len(points)), np.zeros(len(points))
+    x, y = points[:, 0].astype(np.float64), points[:, 1].astype(np.float64)
+    for start, end, length, done in zip(line[:-1], line[1:], lengths, before[:-1], strict=True):
+        (dx, dy), px, py = (end - start) / length, x - start[0], y - start[1]
+        along = np.clip(px * dx + py * dy, 0, length)
+        distance = np.hypot(px - along * dx, py - along * dy)
+        closer = distance < best
+        best[closer] = distance[closer]
+        share[closer] = (done + along[closer]) / before[-1]
+        side[closer] = (dx * py - dy * px)[closer]
+    return best, share, np.sign(side) * best
 
 
 def polygon_distance(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
@@ -101,8 +103,8 @@ def make_canvas(landmarks: np.ndarray, size: int) -> Canvas:
     """Maps for a neutral template with landmarks [68, 3] (head frame)."""
     lm = np.asarray(landmarks, dtype=np.float64)[:, :2]
     half = 0.78 * abs(lm[16, 0] - lm[0, 0])
-    low = np.array([-half, lm[8, 1] - 0.03])
-    high = np.array([half, lm[8, 1] - 0.03 + 2 * half])
+    low = np.array([-half, lm[8, 1] - 0.03], dtype=np.float32)
+    high = np.array([half, lm[8, 1] - 0.03 + 2 * half], dtype=np.float32)
     axis = (np.arange(size) + 0.5) / size
     grid = np.stack(np.meshgrid(low[0] + axis * 2 * half, low[1] + axis * 2 * half), axis=-1).reshape(-1, 2)
 
@@ -180,7 +182,7 @@ def paint_face(canvas: Canvas, person: Person) -> np.ndarray:
         person.brow_width * (0.55 + 0.45 * smoothstep(0.0, 0.2, canvas.brow_share)) * (1 - 0.75 * canvas.brow_share**2)
     )
     gap = np.hypot(canvas.brow_offset - centre, np.sqrt(np.maximum(canvas.brow_distance**2 - canvas.brow_offset**2, 0)))
-    brow = smoothstep(1.15, 0.45, gap / width + 0.20 * strands)
+    brow = smoothstep(1.15, 0.45, gap / width + 0.12 * strands) * (1 + 0.25 * strands)
     colour = mix(colour, person.brow_colour, person.brow_density * brow)
     colour = mix(colour, rgb(0.012, 0.009, 0.008), person.lashes * canvas.lash_line)
     return np.clip(colour, 0.002, 0.95).astype(np.float32)

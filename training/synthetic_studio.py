@@ -81,7 +81,6 @@ class Studio:
         self._neck_plane = (float(height), float(slope))
         self._beard = self._beard_vertices(vertices)
         self._parts = {name: self._part(name) for name in model.parts}
-        self._expressions = {name: model.named_expression(name) for name in model.expression_names}
         self._fibres = _make_fibres()
         self._last: tuple[tuple[int, int], Dressed] | None = None
 
@@ -146,13 +145,13 @@ class Studio:
         person = params.sample_person(seed, params.identity_of(index), num_identity=self.model.num_identity)
         weights = dict(params.sample_expression(seed, index))
         weights['eyeBlinkLeft'], weights['eyeBlinkRight'] = params.sample_blink(seed, index)
-        expression = sum(weight * self._expressions[name].expression for name, weight in weights.items())
+        named = torch.tensor([[weights.get(name, 0.0) for name in self.model.expression_names]])
         opening, sideways = params.sample_jaw(seed, index)
         yaw, pitch, vergence = params.sample_gaze(seed, index)
         eyes = [_axis_angle(yaw - vergence, pitch), _axis_angle(yaw + vergence, pitch)]
         return head.replace(
             identity=torch.from_numpy(person.shape)[None],
-            expression=expression,
+            expression=self.model.expression_coefficients(named),
             jaw=torch.tensor([[MAX_JAW * opening, 0.10 * sideways * opening, 0.0]]),
             neck=torch.from_numpy(params.sample_neck(seed, index))[None],
             eyes=torch.from_numpy(np.concatenate(eyes))[None],
@@ -228,12 +227,12 @@ class Studio:
             canvas=self.canvas,
             face=dressed.face,
             fibres=self._fibres,
-            skull_centre=self._centre,
+            skull_centre=self._centre.astype(np.float32),
             depth_range=self._depth_range,
             neck_plane=self._neck_plane,
         )
         albedo, gloss = render.colour(pixels, paint)
-        view = scene.label[:16].reshape(4, 4)[:3, 3] - np.float32([0, 0, 0.1])
+        view = scene.label[:16].reshape(4, 4)[:3, 3] - params.rgb(0, 0, 0.1)
         view = view / np.linalg.norm(view)
         lit = render.light_up(albedo, gloss, pixels, light=scene.light, view=view)
         image = render.draw_background(scene.background, scene.background_seed, self.resolution)

@@ -28,15 +28,15 @@ MODEL_SHA256 = '64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff
 
 # The 68-point order as indices into MediaPipe's 478 points.
 MESH_TO_68 = np.array(
-    [127, 234, 93, 132, 58, 136, 149, 148, 152, 377, 378, 365, 288, 361, 323, 454, 356]  # jaw, right ear to left ear
+    [127, 234, 93, 132, 58, 136, 149, 176, 152, 400, 378, 365, 288, 361, 323, 454, 356]  # jaw, right ear to left ear
     + [70, 63, 105, 66, 107, 336, 296, 334, 293, 300]  # brows
     + [168, 197, 5, 4, 98, 97, 2, 326, 327]  # nose: bridge, then base
     + [33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380]  # right eye, left eye
     + [61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181]  # lips, outer
     + [78, 81, 13, 311, 308, 402, 14, 178]  # lips, inner
 )
-# Iris: left eye then right; centre, then right, top, left, bottom (of the image).
-MESH_TO_IRIS = np.array([[473, 474, 475, 476, 477], [468, 469, 470, 471, 472]])
+# Iris: left eye then right; centre, then right, top, left, bottom (the subject's, as HeadModel.gaze_vertices).
+MESH_TO_IRIS = np.array([[473, 476, 475, 474, 477], [468, 471, 470, 469, 472]])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

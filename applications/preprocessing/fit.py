@@ -126,6 +126,8 @@ class _Problem:
     def __init__(self, model: HeadModel, landmarks: Tensor, iris: Tensor | None, config: FitConfig) -> None:
         self.model, self.config = model, config
         self.device = model.template.vertices.device
+        corners = model.template.faces[model.template.landmark_faces]
+        self.vertices = torch.cat([corners.reshape(-1), model.gaze_vertices.reshape(-1)])
         count = landmarks.shape[0]
         points = landmarks.new_full((count, NUM_LANDMARKS + NUM_IRIS, 2), 0.5)
         points[:, :NUM_LANDMARKS] = landmarks
@@ -157,9 +159,10 @@ class _Problem:
     def predict(self, state: _State) -> Tensor:
         """Points [N, 78, 2] of the model in the image."""
         params, rotation, shift = self.unpack(state)
-        head = self.model.forward(params)
-        gaze = head.vertices[:, self.model.gaze_vertices.reshape(-1)]
-        world = cameras.head_to_world(torch.cat([head.landmarks, gaze], dim=1))
+        used = self.model.positions(params, self.vertices)
+        corners = used[:, : 3 * NUM_LANDMARKS].unflatten(1, (NUM_LANDMARKS, 3))
+        landmarks = (corners * self.model.template.landmark_barycentrics[..., None]).sum(dim=2)
+        world = cameras.head_to_world(torch.cat([landmarks, used[:, 3 * NUM_LANDMARKS :]], dim=1))
         local = world @ rotation.transpose(1, 2) + shift[:, None]
         return cameras.FOCAL * local[..., :2] / local[..., 2:].clamp(min=0.1) + 0.5
 

@@ -191,7 +191,7 @@ def describe(result: PhotoReport, *, out: str | os.PathLike[str], resolution: in
         lines.append(f'{name}: median {median * scale:.2f}, mean {mean * scale:.2f}, 95 % {high * scale:.2f} {unit}')
     if result.rejected:
         lines.append(f'rejected: {summarize(list(result.rejected))}; see {result.folder / "rejects.csv"}')
-    lines.append(f'overlays: {result.folder / "sheet.jpg"}')
+    lines.append(f'overlays: {result.folder / "sheet.png"}')
     return lines
 
 
@@ -280,14 +280,14 @@ class _Run:
         limits = self.limits
         if not math.isfinite(crop.side) or not math.isfinite(error):
             return 'fit failed'
+        if error > limits.max_error:
+            return f'reprojection error too large ({error:.1%} of the distance between the eyes)'
         if crop.side < limits.min_side:
             return f'face too small (crop of {crop.side:.0f} pixels, expected {limits.min_side:.0f})'
         if outside > limits.max_outside:
             return f'crop reaches too far over the border ({outside:.0%} of it)'
         if abs(angles[0]) > limits.max_yaw:
             return f'profile view (yaw {angles[0]:.0f} degrees)'
-        if error > limits.max_error:
-            return f'reprojection error too large ({error:.1%} of the distance between the eyes)'
         return None
 
 

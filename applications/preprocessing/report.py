@@ -74,7 +74,7 @@ class ReportFolder:
 
         overlays/<name>.jpg    accepted photographs: crop beside crop with mesh and landmarks
         rejected/<name>.jpg    the same for those whose fit was not good enough
-        sheet.jpg              the first overlays together
+        sheet.png              the first overlays together
         fits.csv, rejects.csv  one line a photograph
 
     An earlier report at `path` is replaced; UserError if something else is there.
@@ -121,7 +121,7 @@ class ReportFolder:
             if kind is None:
                 if self._sheet:
                     sheet = contact_sheet(self._sheet, columns=3, cell=640)
-                    Image.fromarray(sheet).save(self._temporary / 'sheet.jpg', quality=88)
+                    Image.fromarray(sheet).save(self._temporary / 'sheet.png')
                 if self.path.exists():
                     shutil.rmtree(self.path)
                 self._temporary.rename(self.path)

@@ -74,7 +74,7 @@ def _normal_equations(
     with torch.no_grad(), warnings.catch_warnings():
         # torch's first forward derivative compiles its own decompositions in a way that it warns about.
         warnings.simplefilter('ignore', DeprecationWarning)
-        points, slopes = torch.func.jvp(lambda v: residuals(v, index), (repeated,), (directions,))
+        points, slopes = torch.func.jvp(lambda v: residuals(v, index), (repeated,), (directions,))  # type: ignore[misc]
     residual = points[::num]
     jacobian = slopes.reshape(count, num, -1).transpose(1, 2).double()
     weight = robust / residual.norm(dim=-1).clamp(min=robust)

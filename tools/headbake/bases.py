@@ -15,7 +15,7 @@ from tools.headbake.template import Template
 
 NUM_EVEN, NUM_ODD = 52, 12
 NUM_SAMPLES = 3000
-LOCAL_STD = 0.3  # of the local targets' weights
+LOCAL_STD = 0.27  # of the local targets' weights
 EXPRESSION_STD = 0.25  # standard deviation of a target's weight for unit normal coefficients
 EYE_MIDPOINT = np.array([0.0, 0.026, 0.026])
 MIRROR_SIGN = np.array([-1.0, 1.0, 1.0])
@@ -81,8 +81,8 @@ def _local_weights(names: list[str], rng: np.random.Generator) -> dict[str, floa
             value = rng.normal(0, 0.2)
         elif stem[:2] in ('l-', 'r-'):
             value = shared.setdefault(stem[2:], rng.normal(0, LOCAL_STD)) + rng.normal(0, 0.05)
-        elif stem.startswith(('head', 'forehead')):
-            value = rng.normal(0, 0.16)
+        elif stem.startswith(('head', 'forehead', 'chin')):
+            value = rng.normal(0, 0.17)
         else:
             value = rng.normal(0, LOCAL_STD)
         value = float(np.clip(value, -0.9, 0.9))
@@ -117,7 +117,9 @@ def sample_identities(base: BaseMesh, template: Template, *, seed: int = 0, coun
         local |= {n: template.rows(t) for n, t in found.items() if not n.startswith(SKIPPED)}
     local = {n: t for n, t in local.items() if np.abs(t).max() > 0}
     names = sorted(local)
-    stack = np.stack([macro[n] for n in sorted(macro)] + [local[n] for n in names]).reshape(-1, 3 * len(template.mirror))
+    stack = np.stack([macro[n] for n in sorted(macro)] + [local[n] for n in names]).reshape(
+        -1, 3 * len(template.mirror)
+    )
     order = {n: i for i, n in enumerate(sorted(macro) + names)}
     weights = np.zeros((count, len(order)))
     for row in weights:

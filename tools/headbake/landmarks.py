@@ -10,13 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tools.headbake.bases import EYE_MIDPOINT, MIRROR_SIGN
 from tools.headbake.source import Array, BaseMesh, IntArray
 from tools.headbake.template import EYE_RINGS, EYE_SEGMENTS, IRIS_RING, Template
+from training.head.landmarks import MIRROR
 
 BoolArray = NDArray[np.bool_]
 # The hairline's height y over z (centimetres), seen from the side, back to front; its softness in metres.
-HAIRLINE = ((-4.6, -11.0), (-3.6, -8.0), (-1.5, -5.5), (0.0, -3.0), (1.6, -2.0), (5.0, 0.0), (6.8, 2.0), (8.6, 4.0), (9.0, 6.0))
+HAIRLINE = (
+    (-4.6, -11.0),
+    (-3.6, -8.0),
+    (-1.5, -5.5),
+    (0.0, -3.0),
+    (1.6, -2.0),
+    (5.0, 0.0),
+    (6.8, 2.0),
+    (8.6, 4.0),
+    (9.0, 6.0),
+)
 HAIRLINE_SOFTNESS = 0.012
 
 # (y, z) of landmarks 0-7, seen from the side; 8 is the chin.
@@ -25,7 +35,8 @@ JAW = ((2.2, -2.4), (0.4, -2.4), (-1.5, -2.2), (-3.3, -1.8), (-5.0, -1.0), (-6.3
 FRONT = {
     8: (0.0, -8.15),
     17: (-5.2, 3.75), 18: (-4.5, 4.35), 19: (-3.5, 4.6), 20: (-2.45, 4.45), 21: (-1.45, 4.0),
-    27: (0.0, 2.6), 28: (0.0, 1.4), 29: (0.0, 0.2), 30: (0.0, -1.0), 31: (-1.3, -1.85), 32: (-0.65, -2.0), 33: (0.0, -2.2),
+    27: (0.0, 2.6), 28: (0.0, 1.4), 29: (0.0, 0.2), 30: (0.0, -1.0),
+    31: (-1.3, -1.85), 32: (-0.65, -2.0), 33: (0.0, -2.2),
     36: (-4.15, 2.4), 39: (-1.5, 2.1),
     48: (-2.32, -4.2), 49: (-1.5, -3.55), 50: (-0.55, -3.25), 51: (0.0, -3.35), 57: (0.0, -5.5), 58: (-0.75, -5.35),
     59: (-1.5, -4.95),
@@ -35,15 +46,6 @@ ON_RIM = {
     37: (-3.4, 'upper'), 38: (-2.4, 'upper'), 40: (-2.4, 'lower'), 41: (-3.4, 'lower'),
     60: (-2.1, 'upper'), 61: (-0.9, 'upper'), 62: (0.0, 'upper'), 66: (0.0, 'lower'), 67: (-0.9, 'lower'),
 }  # fmt: skip
-# Landmark -> its mirror image.
-MIRROR = {
-    **{i: 16 - i for i in range(17)}, **{i: 43 - i for i in range(17, 27)}, **{i: i for i in range(27, 31)},
-    **{i: 66 - i for i in range(31, 36)}, 36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46,
-    **{i: 102 - i for i in range(48, 55)}, **{i: 114 - i for i in range(55, 60)},
-    **{i: 124 - i for i in range(60, 65)}, **{i: 132 - i for i in range(65, 68)},
-}  # fmt: skip
-for _a, _b in list(MIRROR.items()):
-    MIRROR[_b] = _a
 
 
 def _ray_hit(vertices: Array, faces: IntArray, axis: int, point: tuple[float, float], sign: int) -> tuple[int, Array]:
@@ -147,7 +149,9 @@ def vertex_masks(base: BaseMesh, template: Template, mean: Array) -> dict[str, A
     """Soft masks [V] in [0, 1]: face, lips, eyelids, ears (painted in the source) and hair; symmetric."""
     masks = {}
     for name in ('face', 'lips', 'eyelids', 'ears'):
-        image = np.asarray(Image.open(base.root / f'mpfb2/textures/mpfb_{name}.jpg').convert('L'), dtype=np.float64) / 255
+        image = (
+            np.asarray(Image.open(base.root / f'mpfb2/textures/mpfb_{name}.jpg').convert('L'), dtype=np.float64) / 255
+        )
         height, width = image.shape
         value = np.zeros(template.num_template)
         for k in range(3):
@@ -179,8 +183,10 @@ def regions(mean: Array, template: Template, masks: dict[str, Array], brow_point
         t = (((centre - a) @ (b - a)) / ((b - a) @ (b - a))).clip(0, 1)
         distance = np.minimum(distance, np.linalg.norm(centre - (a + t[:, None] * (b - a)), axis=1))
     return {
-        'face': face, 'scalp': scalp, 'ears': ears, 'neck': neck, 'eyes': eyes, 'lips': face & (corner_mean['lips'] > 0.5),
-        'eyelids': face & (corner_mean['eyelids'] > 0.4), 'brows': face & (distance < 0.006),
+        'face': face, 'scalp': scalp, 'ears': ears, 'neck': neck, 'eyes': eyes,
+        'lips': face & (corner_mean['lips'] > 0.5),
+        'eyelids': face & (corner_mean['eyelids'] > 0.4),
+        'brows': face & (distance < 0.006),
     }  # fmt: skip
 
 
@@ -231,6 +237,3 @@ def _smooth(values: Array, faces: IntArray, *, rounds: int) -> Array:
                 np.add.at(count, faces[:, k], 1)
         values = total / count
     return values
-
-
-__all__ = ['EYE_MIDPOINT', 'MIRROR_SIGN', 'embed', 'gaze_vertices', 'iris_radius_uv', 'regions', 'skinning', 'vertex_masks']

@@ -36,9 +36,7 @@ ACTIVATIONS = {
 }
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
-library.define(
-    'bias_act(Tensor x, Tensor? b, int dim, str act, float alpha, float gain, float clamp) -> Tensor'
-)
+library.define('bias_act(Tensor x, Tensor? b, int dim, str act, float alpha, float gain, float clamp) -> Tensor')
 library.define(
     'bias_act_backward(Tensor grad, Tensor reference, Tensor? b, int dim, str act, float alpha, float gain,'
     ' float clamp) -> Tensor'

@@ -20,6 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -52,7 +53,7 @@ class Build:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that the binary depends on."""
+    """Everything that a binary depends on."""
 
     name: str
     sources: tuple[Path, ...]
@@ -61,16 +62,22 @@ class Recipe:
     compiler_version: str
     flags: tuple[str, ...]
     cuda_flags: tuple[str, ...] = ()
+    nvcc_version: str = ''  # empty: no CUDA
 
     @property
-    def key(self) -> str:
-        """Hex digest that names the cache entry."""
+    def folder(self) -> Path:
+        """The cache entry."""
         digest = hashlib.sha256()
         for path in (*self.sources, *self.headers):
             digest.update(path.name.encode() + b'\0' + path.read_bytes() + b'\0')
-        facts = (torch.__version__, self.compiler, self.compiler_version, *self.flags, *self.cuda_flags, _processor())
-        digest.update('\0'.join(facts).encode())
-        return digest.hexdigest()[:20]
+        facts = (torch.__version__, self.compiler, self.compiler_version, *self.flags, *self.cuda_flags)
+        digest.update('\0'.join((*facts, self.nvcc_version, _processor())).encode())
+        return cache_root() / f'{self.name}-{digest.hexdigest()[:20]}'
+
+    @property
+    def library(self) -> Path:
+        """Where the finished library lies."""
+        return self.folder / f'{self.name}.so'
 
 
 def define(schema: str) -> None:
@@ -82,6 +89,12 @@ def layout(x: torch.Tensor) -> torch.memory_format:
     """The memory format that a native op returns for x: channels-last where x is unambiguously so."""
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
+
+
+def present_devices() -> list[torch.device]:
+    """The CPU, and the current GPU if there is one."""
+    gpus = [torch.device('cuda', torch.cuda.current_device())] if torch.cuda.is_available() else []
+    return [torch.device('cpu'), *gpus]
 
 
 def mode() -> str:
@@ -143,68 +156,77 @@ def recipe(device_type: str) -> Recipe:
     """What a build for 'cpu' or 'cuda' is made of; UserError names what is missing."""
     if device_type not in ('cpu', 'cuda'):
         raise UserError(f'there are no kernels for {device_type} devices')
-    compiler = _find_compiler()
-    flags = ['-O3', '-ffp-contract=off']
-    if sys.platform == 'linux':
-        flags += ['-march=native', '-fopenmp']
-    cuda_flags = []
-    if device_type == 'cuda':
-        cuda_flags = ['-O3', '-fmad=false', f'--nvcc={_find_nvcc()}']
+    compiler = find_compiler()
     suffixes = {'cpu': ('_cpu.cpp',), 'cuda': ('_cuda.cpp', '.cu')}[device_type]
     return Recipe(
         name=f'next3d_{device_type}',
         sources=tuple(path for path in sorted(SOURCE_DIR.iterdir()) if path.name.endswith(suffixes)),
         headers=tuple(sorted(SOURCE_DIR.glob('*.h'))),
         compiler=compiler,
-        compiler_version=_first_line([compiler, '--version']),
-        flags=tuple(flags),
-        cuda_flags=tuple(cuda_flags),
+        compiler_version=run_tool(compiler, '--version').splitlines()[0],
+        # The same operations in the same order everywhere: no contraction, so that the ops equal their twins exactly.
+        flags=('-O3', '-ffp-contract=off', *(('-march=native', '-fopenmp') if sys.platform == 'linux' else ())),
+        cuda_flags=('-O3', '-fmad=false') if device_type == 'cuda' else (),
+        nvcc_version=_nvcc_version() if device_type == 'cuda' else '',
     )
+
+
+def build_and_load(built: Recipe) -> bool:
+    """Load a recipe's library into torch, compiling it unless the cache has it; True if this process compiled it.
+
+    Several processes may call this at once: one compiles, the others wait for it. A process killed meanwhile leaves
+    nothing that blocks or misleads the next one. Raises UserError, OSError, RuntimeError or ImportError.
+    """
+    folder, library = built.folder, built.library
+    if library.is_file():
+        torch.ops.load_library(library)
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder / 'build.lock'):
+        if not library.is_file():
+            _compile(built, folder, library)
+            return True
+    torch.ops.load_library(library)
+    return False
 
 
 def _load(device_type: str) -> Build:
     start = time.monotonic()
     try:
         built = recipe(device_type)
-        folder = cache_root() / f'{built.name}-{built.key}'
-        library = folder / f'{built.name}.so'
-        compiled = not library.is_file()
-        if compiled:
-            compiled = _build(built, folder, library)
-        if not compiled:
-            torch.ops.load_library(library)
+        compiled = build_and_load(built)
     except (UserError, OSError, RuntimeError, ImportError) as error:
         return Build(cause=_cause(error), seconds=time.monotonic() - start)
-    return Build(library=library, seconds=time.monotonic() - start, compiled=compiled)
+    return Build(library=built.library, seconds=time.monotonic() - start, compiled=compiled)
 
 
-def _build(built: Recipe, folder: Path, library: Path) -> bool:
-    """Compile into `folder`; True if this process compiled (and so loaded) it, False if another one did meanwhile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder / 'build.lock'):
-        if library.is_file():
-            return False
-        work = folder / 'work'
-        shutil.rmtree(work, ignore_errors=True)  # what a killed build left, its lock file included
-        work.mkdir()
-        print(f'Building {built.name} (once, about a minute) in {folder} ...', file=sys.stderr, flush=True)
-        from torch.utils import cpp_extension  # slow to import, so only when something must be built
+def _compile(built: Recipe, folder: Path, library: Path) -> None:
+    """Compile in a fresh subfolder, which loads the result too, then put the library in its place."""
+    for left in folder.glob('work-*'):  # by a killed process
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix='work-', dir=folder))
+    print(f'Building {built.name} (once, up to a minute) in {folder} ...', file=sys.stderr, flush=True)
+    from torch.utils import cpp_extension  # slow to import, so only when something must be built
 
+    try:
         with _tools_on_path(built.compiler):
             cpp_extension.load(
                 built.name,
                 [str(path) for path in built.sources],
                 extra_cflags=list(built.flags),
-                extra_cuda_cflags=[flag for flag in built.cuda_flags if not flag.startswith('--nvcc=')],
+                extra_cuda_cflags=list(built.cuda_flags),
                 extra_ldflags=[flag for flag in built.flags if flag == '-fopenmp'],
+                extra_include_paths=[str(SOURCE_DIR)],
                 build_directory=str(work),
-                with_cuda=bool(built.cuda_flags),
+                with_cuda=bool(built.nvcc_version),
                 is_python_module=False,
             )
-        staged = folder / f'.{library.name}.{os.getpid()}.tmp'
-        shutil.copyfile(work / library.name, staged)
-        os.replace(staged, library)
-        return True
+        os.replace(next(work.glob('*.so')), library)
+    except RuntimeError as error:
+        (folder / 'build.log').write_text(str(error))
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -227,9 +249,9 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tools_on_path(compiler: str) -> Iterator[None]:
-    """Let torch's builder find this environment's ninja and the chosen compiler."""
+    """Let torch's builder find the chosen ninja and compiler."""
     saved = {name: os.environ.get(name) for name in ('PATH', 'CXX')}
-    os.environ['PATH'] = os.pathsep.join([str(_find_ninja().parent), saved['PATH'] or os.defpath])
+    os.environ['PATH'] = os.pathsep.join([str(find_ninja().parent), saved['PATH'] or os.defpath])
     os.environ['CXX'] = compiler
     try:
         yield
@@ -241,19 +263,17 @@ def _tools_on_path(compiler: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _find_ninja() -> Path:
-    beside = Path(sys.executable).parent / 'ninja'  # also when the virtual environment is not activated
+def find_ninja() -> Path:
+    """The ninja of this Python environment (activated or not), else the system's; UserError where there is none."""
+    beside = Path(sys.executable).parent / 'ninja'
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which('ninja')
     if found is None:
-        with contextlib.suppress(ImportError):
-            import ninja
-
-            return Path(ninja.BIN_DIR) / 'ninja'
         raise UserError('ninja is not installed (pip install ninja)')
     return Path(found)
 
 
-def _find_compiler() -> str:
+def find_compiler() -> str:
+    """$CXX, else the system's C++ compiler; UserError where there is none."""
     names = [os.environ['CXX']] if os.environ.get('CXX') else ['c++', 'g++', 'clang++']
     for name in names:
         found = shutil.which(name)
@@ -262,21 +282,29 @@ def _find_compiler() -> str:
     raise UserError(f'no C++ compiler found (looked for {", ".join(names)}); install g++ or set CXX')
 
 
-def _find_nvcc() -> str:
-    if torch.version.cuda is None:
-        raise UserError('this build of torch has no CUDA')
+def find_nvcc() -> str:
+    """The CUDA compiler; UserError where there is none."""
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH') or '/usr/local/cuda'
     found = shutil.which(str(Path(home) / 'bin' / 'nvcc')) or shutil.which('nvcc')
     if found is None:
         raise UserError('nvcc not found; install the CUDA toolkit or set CUDA_HOME')
-    return f'{found} {_first_line([found, "--version"], line=-1)}'
+    return found
 
 
-def _first_line(command: list[str], *, line: int = 0) -> str:
+def run_tool(*command: str) -> str:
+    """What a tool prints; UserError when it fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise UserError(f'{command[0]} does not run: {result.stderr.strip() or result.returncode}')
-    return result.stdout.strip().splitlines()[line]
+        raise UserError(f'{" ".join(command)} fails: {_cause(RuntimeError(result.stderr or result.stdout))}')
+    return result.stdout.strip()
+
+
+def _nvcc_version() -> str:
+    if torch.version.cuda is None:
+        raise UserError('this build of torch has no CUDA')
+    nvcc = find_nvcc()
+    devices = sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
+    return f'{nvcc} {run_tool(nvcc, "--version").splitlines()[-1]} for {devices}'
 
 
 @functools.cache

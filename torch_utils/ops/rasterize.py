@@ -204,8 +204,11 @@ def _resolve(
 
 
 def _rasterize_pytorch3d(vertices: torch.Tensor, faces: torch.Tensor, *, height: int, width: int) -> Fragments:
-    """PyTorch3D's rasterizer under this module's conventions: its x and y point left and up, and its range is
-    [-1, 1] along the shorter side. It drops depths below 0, so those are refused."""
+    """PyTorch3D's rasterizer under this module's conventions.
+
+    Its x and y point left and up, its range is [-1, 1] along the shorter side, it works in float32, and it drops
+    faces that reach depths below 1e-8, which are therefore refused.
+    """
     try:
         from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
         from pytorch3d.structures import Meshes
@@ -213,6 +216,8 @@ def _rasterize_pytorch3d(vertices: torch.Tensor, faces: torch.Tensor, *, height:
         raise library.UserError(
             f'rasterizer pytorch3d: PyTorch3D is not installed ({error}); see environment.yml'
         ) from error
+    if bool((vertices[..., 2] < AREA_EPSILON).any()):
+        raise ValueError('vertices: the pytorch3d rasterizer needs positive depths; add a constant to z')
     shorter = min(height, width)
     scale = vertices.new_tensor([-width / shorter, -height / shorter, 1.0])
     meshes = Meshes(verts=(vertices * scale).float(), faces=faces.expand(vertices.shape[0], -1, -1))

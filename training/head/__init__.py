@@ -7,7 +7,8 @@ from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate
 
 
 def load_head_model(name: str, *, path: str | None = None) -> HeadModel:
-    """The head model called `name`: 'makehuman' (embedded), or 'flame...' read from the user's file at `path`.
+    """The head model called `name`: 'makehuman' (embedded), or 'flame...' read from the user's
+    files at `path` (the model file, or its folder; see FlameHead).
 
     Raises UserError for an unknown name, or for FLAME without a path.
     """
@@ -20,7 +21,7 @@ def load_head_model(name: str, *, path: str | None = None) -> HeadModel:
             raise UserError(f'head model {name!r}: FLAME is not shipped; give the path of your own generic_model.pkl')
         from training.head.flame import FlameHead
 
-        return FlameHead(path)
+        return FlameHead(path, name=name)
     raise UserError(f"head model {name!r}: unknown; use 'makehuman' or 'flame' with a path")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dnnlib import UserError
 from dnnlib.files import sha256_file
-from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate
+from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate, move_tensors
 from training.head.rotation import axis_angle_matrix, mirror_rotation, skin
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / 'assets/makehuman_head.npz'
@@ -22,7 +22,14 @@ PART_NAMES = ('teeth_upper', 'teeth_lower', 'tongue')
 PARENTS = (-1, 0, 1, 1, 1)  # root, neck, jaw, left eye, right eye
 LID_REACH, LID_CLEARANCE = 1.6, 1.02  # in eyeball radii: which vertices count as lids, and their distance
 # Rotation (radians, about x then y) of an eye at weight 1 of the named looks; left eye's signs for In and Out.
-LOOK_ANGLES = {'eyeLookUp': (-0.45, 0.0), 'eyeLookDown': (0.45, 0.0), 'eyeLookIn': (0.0, -0.5), 'eyeLookOut': (0.0, 0.5)}
+LOOK_ANGLES = {
+    'eyeLookUp': (-0.45, 0.0),
+    'eyeLookDown': (0.45, 0.0),
+    'eyeLookIn': (0.0, -0.5),
+    'eyeLookOut': (0.0, 0.5),
+}
+
+Lid = tuple[Tensor, Tensor, int]  # rows of an eye's lids, least distances to its centre (radii), row of its pole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +62,9 @@ class MakeHumanHead(HeadModel):
     def __init__(self, path: str | Path | None = None) -> None:
         source = Path(path) if path is not None else DEFAULT_PATH
         if not source.is_file():
-            raise UserError(f'{source}: the embedded head model is missing; restore it or run tools/bake_makehuman_head.py')
+            raise UserError(
+                f'{source}: the embedded head model is missing; restore it or run tools/bake_makehuman_head.py'
+            )
         self.content_hash = sha256_file(source)
         with np.load(source) as data:
             arrays = {name: data[name] for name in data.files}
@@ -82,7 +91,10 @@ class MakeHumanHead(HeadModel):
         mean = torch.from_numpy(arrays['mean'])[None]
         self._mean = complete(mean, torch.ones(1))[0]
         self._identity_parity = torch.from_numpy(arrays['identity_parity'].astype(np.float32))
-        shapes = torch.from_numpy(arrays['identity'].astype(np.float32)) * torch.from_numpy(arrays['identity_step'])[:, None, None]
+        shapes = (
+            torch.from_numpy(arrays['identity'].astype(np.float32))
+            * torch.from_numpy(arrays['identity_step'])[:, None, None]
+        )
         self._identity = complete(shapes, self._identity_parity).reshape(len(shapes), -1)
         self.expression_names = tuple(str(name) for name in arrays['expression_names'])
         stored = iter(torch.from_numpy(arrays['targets'].astype(np.float32)) * float(arrays['targets_step']))
@@ -106,7 +118,7 @@ class MakeHumanHead(HeadModel):
         self._mirror_rows = mirror
         self.num_identity, self.num_expression = len(shapes), len(mixed)
 
-    def _find_lids(self, arrays: dict[str, np.ndarray], mirror: Tensor) -> tuple[tuple[Tensor, Tensor, int], ...]:
+    def _find_lids(self, arrays: dict[str, np.ndarray], mirror: Tensor) -> tuple[Lid, ...]:
         """Per eye: rows of the lids, how near (in eyeball radii) each may come to the eyeball's centre, its pole."""
         num_skin = int((self._weights[: int(arrays['num_vertices']), 3:].sum(dim=1) == 0).sum())
         left_pole = int(arrays['gaze_vertices'][0, 0])
@@ -139,7 +151,8 @@ class MakeHumanHead(HeadModel):
         corners = self.template.uv[self.template.uv_faces[self.template.landmark_faces]]
         self.landmark_uv = (corners * self.template.landmark_barycentrics[..., None]).sum(dim=1)
         self.regions: Mapping[str, Tensor] = {
-            str(name): torch.from_numpy(mask.astype(bool)) for name, mask in zip(arrays['region_names'], masks, strict=True)
+            str(name): torch.from_numpy(mask.astype(bool))
+            for name, mask in zip(arrays['region_names'], masks, strict=True)
         }
         self.vertex_masks = {
             str(name): torch.from_numpy(mask.astype(np.float32) / 255)
@@ -159,24 +172,29 @@ class MakeHumanHead(HeadModel):
         for field, width in (('identity', self.num_identity), ('expression', self.num_expression)):
             value = getattr(params, field)
             if value.shape[1] != width:
-                raise ValueError(f'HeadParams.{field}: expected shape [{len(params)}, {width}], got {list(value.shape)}')
+                raise ValueError(
+                    f'HeadParams.{field}: expected shape [{len(params)}, {width}], got {list(value.shape)}'
+                )
 
-    def _posed_rows(self, params: HeadParams, rows: slice) -> Tensor:
+    def _posed_rows(self, params: HeadParams, rows: slice | Tensor, *, lids: tuple[Lid, ...] = ()) -> Tensor:
         self._check(params)
         count = len(params)
-        columns = slice(3 * rows.start, 3 * rows.stop)
+        columns: slice | Tensor
+        if isinstance(rows, Tensor):
+            columns = (3 * rows[:, None] + torch.arange(3, device=rows.device)).reshape(-1)
+        else:
+            columns = slice(3 * rows.start, 3 * rows.stop)
         shape = params.identity @ self._identity[:, columns] + params.expression @ self._expression[:, columns]
         vertices = self._mean[rows] + shape.reshape(count, -1, 3)
         joints = self._mean[-5:] + (params.identity @ self._identity[:, -15:]).reshape(count, 5, 3)
         vectors = torch.stack([params.rotation, params.neck, params.jaw, params.eyes[:, :3], params.eyes[:, 3:]], dim=1)
-        if rows.start == 0:
-            vertices = self._keep_lids_outside(vertices, joints)
+        vertices = self._keep_lids_outside(vertices, joints, lids=lids)
         posed = skin(vertices, self._weights[rows], joints, axis_angle_matrix(vectors), PARENTS)
         return posed + params.translation[:, None]
 
-    def _keep_lids_outside(self, vertices: Tensor, joints: Tensor) -> Tensor:
-        """Push lid vertices out of the eyeballs, radially: half-closed lids would cut the corner between open and shut."""
-        for eye, (rows, floor, pole) in enumerate(self._lids):
+    def _keep_lids_outside(self, vertices: Tensor, joints: Tensor, *, lids: tuple[Lid, ...]) -> Tensor:
+        """Push lid vertices out of the eyeballs: half-closed lids would cut the corner between open and shut."""
+        for eye, (rows, floor, pole) in enumerate(lids):
             centre = joints[:, 3 + eye, None]
             radius = (vertices[:, pole, None] - centre).norm(dim=2)
             offset = vertices[:, rows] - centre
@@ -186,8 +204,19 @@ class MakeHumanHead(HeadModel):
 
     def forward(self, params: HeadParams) -> HeadInput:
         """See HeadModel.forward."""
-        vertices = self._posed_rows(params, slice(0, self.template.num_vertices))
+        vertices = self._posed_rows(params, slice(0, self.template.num_vertices), lids=self._lids)
         return HeadInput(vertices, self.template.landmarks(vertices))
+
+    def positions(self, params: HeadParams, vertices: Tensor) -> Tensor:
+        """See HeadModel.positions."""
+        count, lids = len(vertices), []
+        rows = torch.cat([vertices, torch.tensor([pole for _, _, pole in self._lids], device=vertices.device)])
+        for eye, (lid_rows, floor, _) in enumerate(self._lids):
+            table = floor.new_zeros(self.template.num_vertices)
+            table[lid_rows] = floor
+            used = torch.nonzero(table[rows])[:, 0]
+            lids.append((used, table[rows[used]], count + eye))
+        return self._posed_rows(params, rows, lids=tuple(lids))[:, :count]
 
     def forward_parts(self, params: HeadParams) -> dict[str, Tensor]:
         """Posed vertices [N, Vp, 3] of teeth_upper, teeth_lower and tongue, head frame, metres."""
@@ -217,7 +246,10 @@ class MakeHumanHead(HeadModel):
         return weights @ self._to_coefficients
 
     def from_weights(self, weights: Tensor) -> HeadParams:
-        """A head of mean identity under named-target weights [N, 52]; the eyeballs follow the eyeLook targets."""
+        """A head of mean identity under named-target weights [N, 52]; the eyeballs follow the eyeLook targets.
+
+        mouthClose corrects jawOpen and should not exceed it, as with ARKit.
+        """
         params = self.neutral(len(weights))
         eyes = params.eyes.clone()
         for i, name in enumerate(self.expression_names):
@@ -233,27 +265,15 @@ class MakeHumanHead(HeadModel):
             raise UserError(f'expression {name!r}: unknown; known: {", ".join(self.expression_names)}')
         weights = torch.zeros(1, len(self.expression_names), device=self._mean.device)
         weights[0, self.expression_names.index(name)] = weight
+        if name == 'mouthClose':  # ARKit defines it on top of jawOpen: it brings the lips of an open jaw together
+            weights[0, self.expression_names.index('jawOpen')] = weight
         return self.from_weights(weights)
 
     def to(self, device: torch.device | str) -> MakeHumanHead:
         """See HeadModel.to."""
         moved = copy.copy(self)
-        for key, value in vars(self).items():
-            setattr(moved, key, _move(value, device))
+        vars(moved).update({key: move_tensors(value, device) for key, value in vars(self).items()})
         return moved
-
-
-def _move(value: object, device: torch.device | str) -> object:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        return tuple(_move(item, device) for item in value)
-    if isinstance(value, dict):
-        return {key: _move(item, device) for key, item in value.items()}
-    if isinstance(value, (HeadTemplate, Part)):
-        fields = {field.name: _move(getattr(value, field.name), device) for field in dataclasses.fields(value)}
-        return type(value)(**fields)  # type: ignore[arg-type]
-    return value
 
 
 @functools.lru_cache(maxsize=1)

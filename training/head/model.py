@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,6 +170,13 @@ class HeadModel(ABC):
     def forward(self, params: HeadParams) -> HeadInput:
         """Params -> posed vertices [N, V, 3] and landmarks [N, 68, 3], head frame, metres."""
 
+    def positions(self, params: HeadParams, vertices: Tensor) -> Tensor:
+        """Posed positions [N, K, 3] of the vertices [K] alone: `forward(params).vertices[:, vertices]`.
+
+        For fitting, which needs a few hundred points and their derivatives many times.
+        """
+        return self.forward(params).vertices[:, vertices]
+
     @abstractmethod
     def mirror(self, params: HeadParams) -> HeadParams:
         """The parameters of the left/right mirrored head (x -> -x)."""
@@ -186,3 +194,17 @@ class HeadModel(ABC):
         device = self.template.vertices.device
         widths = {'identity': self.num_identity, 'expression': self.num_expression, **FIXED_WIDTHS}
         return HeadParams(**{name: torch.zeros(count, widths[name], device=device) for name in PARAM_FIELDS})
+
+
+def move_tensors(value: Any, device: torch.device | str) -> Any:
+    """`value` with every tensor inside it (tuples, dicts, dataclasses) on `device`; other things as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(move_tensors(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: move_tensors(item, device) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: move_tensors(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        return type(value)(**fields)
+    return value

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def axis_angle_matrix(vectors: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] of axis-angle vectors [..., 3] (radians); smooth everywhere, exact identity at 0."""
+    """Rotation matrices [..., 3, 3] of axis-angle vectors [..., 3] (radians); smooth everywhere, identity at 0."""
     squared = (vectors * vectors).sum(dim=-1, keepdim=True)[..., None]
     small = squared < 1e-6
     safe = torch.where(small, torch.ones_like(squared), squared)

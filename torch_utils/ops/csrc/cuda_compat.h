@@ -1,23 +1,29 @@
-// What the CUDA kernels use of CUDA. Without nvcc the same names run a kernel serially on the CPU, for the tests
-// (tests/cuda_emulation): the kernels themselves never mention torch.
+// What the CUDA kernels use of CUDA; the kernels themselves never mention torch. With NEXT3D_EMULATE_CUDA the same
+// names run a kernel on the CPU, one thread after another, so that its arithmetic is tested where there is no GPU.
 #pragma once
 
 #include <cstdint>
 
-#ifdef __CUDACC__
+#ifndef NEXT3D_EMULATE_CUDA
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
-
-#define NEXT3D_KERNEL __global__ void
-#define NEXT3D_DEVICE __device__ __forceinline__
 
 namespace next3d {
 
 using Half = __half;
 using BFloat16 = __nv_bfloat16;
 using Stream = cudaStream_t;
+
+}  // namespace next3d
+
+#ifdef __CUDACC__  // the rest is not for host compilers
+
+#define NEXT3D_KERNEL __global__ void
+#define NEXT3D_DEVICE __device__ __forceinline__
+
+namespace next3d {
 
 constexpr int kThreads = 256;
 constexpr int kLanes = 32;
@@ -70,7 +76,9 @@ void launch_blocks(void (*kernel)(Parameters...), int64_t items, Stream stream, 
 
 }  // namespace next3d
 
-#else
+#endif  // __CUDACC__
+
+#else  // NEXT3D_EMULATE_CUDA
 
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -140,4 +148,4 @@ void launch_blocks(void (*kernel)(Parameters...), int64_t, Stream, Arguments... 
 
 }  // namespace next3d
 
-#endif
+#endif  // NEXT3D_EMULATE_CUDA

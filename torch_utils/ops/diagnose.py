@@ -1,0 +1,131 @@
+"""What doctor.py prints: tools, devices, builds, active backends, and a self-test of every op."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+
+from dnnlib import UserError
+from torch_utils.ops import bias_act, fill_holes, library, rasterize, upfirdn2d
+
+PACKAGES = ('torch', 'numpy', 'scipy', 'pillow', 'click', 'imageio', 'imageio-ffmpeg', 'tensorboard', 'ninja')
+
+
+def report() -> Iterator[tuple[str, bool]]:
+    """Lines of the report and whether each is sound; builds the native ops of every device that is present."""
+    yield from _environment()
+    for device in library.present_devices():
+        yield from _build(device)
+        for name, check in CHECKS.items():
+            yield _compare(name, check, device)
+
+
+def _environment() -> Iterator[tuple[str, bool]]:
+    yield f'python     {platform.python_version()} at {sys.executable}', True
+    yield f'platform   {platform.platform()}, {torch.get_num_threads()} threads', True
+    versions = {package: _installed_version(package) for package in PACKAGES}
+    found = [f'{package} {version or "MISSING"}' for package, version in versions.items()]
+    yield f'packages   {", ".join(found)}', all(versions.values())
+    for name, find in (('ninja', library.find_ninja), ('compiler', library.find_compiler), ('nvcc', library.find_nvcc)):
+        try:
+            path = str(find())
+            yield f'{name:<10} {path}: {_version(path)}', True
+        except UserError as error:
+            yield f'{name:<10} {error}', True
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            capability = f'{properties.major}.{properties.minor}'
+            memory = f'{properties.total_memory / 2**30:.0f} GiB'
+            yield f'device     cuda:{index} {properties.name}, capability {capability}, {memory}', True
+    else:
+        yield f'device     cpu only (torch {torch.__version__} sees no GPU)', True
+    installed = importlib.util.find_spec('pytorch3d') is not None
+    yield (
+        f'rasterizer native, reference{", pytorch3d" if installed else " (pytorch3d is not installed: optional)"}',
+        True,
+    )
+    yield f'NEXT3D_OPS {library.mode()} (one of {", ".join(library.MODES)})', True
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _version(path: str) -> str:
+    lines = library.run_tool(path, '--version').splitlines()
+    return next((line for line in lines if 'release' in line), lines[0])
+
+
+def _build(device: torch.device) -> Iterator[tuple[str, bool]]:
+    if library.mode() == 'reference':
+        yield f'ops        {device.type}: PyTorch twins, as NEXT3D_OPS demands', True
+        return
+    build = library.load(device.type)
+    if build.library is None:
+        yield f'ops        {device.type}: PyTorch twins, because the native ops fail: {build.cause}', False
+        return
+    how = 'compiled' if build.compiled else 'loaded from the cache'
+    yield f'ops        {device.type}: native, {how} in {build.seconds:.1f} s: {build.library}', True
+
+
+def _compare(
+    name: str, check: Callable[[torch.device, str | None], tuple[torch.Tensor, ...]], device: torch.device
+) -> tuple[str, bool]:
+    """The active backend of an op against its twin on one small case."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the report has told already why an op is not native
+        check(device, None)
+    start = time.perf_counter()
+    active = [value.cpu() for value in check(device, None)]
+    milliseconds = 1000 * (time.perf_counter() - start)
+    expected = [value.cpu() for value in check(device, 'reference')]
+    error = max(float((a.double() - b.double()).abs().max()) for a, b in zip(active, expected, strict=True))
+    sound = error < 1e-4
+    return (
+        f'self-test  {device.type} {name:<11} {"ok" if sound else "WRONG"}, {error:.1e}, {milliseconds:.1f} ms',
+        sound,
+    )
+
+
+def _check_rasterize(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
+    rng = torch.Generator().manual_seed(0)
+    vertices = torch.randn(2, 300, 3, generator=rng).to(device)
+    faces = torch.arange(300, device=device).view(-1, 3)
+    result = rasterize.rasterize(vertices, faces, height=64, width=64, backend=backend)
+    return result.face_ids, result.barycentrics, result.depth
+
+
+def _check_fill_holes(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
+    alpha = (torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.4).float().to(device)
+    return (fill_holes.fill_holes(alpha, guarded=True, backend=backend),)
+
+
+def _check_upfirdn2d(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
+    x = torch.randn(2, 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    y = upfirdn2d.upsample2d(x, upfirdn2d.setup_filter(device=device), backend=backend)
+    return y.detach(), *torch.autograd.grad(y.square().sum(), x)
+
+
+def _check_bias_act(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
+    x = torch.randn(2, 8, 32, 32, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    y = bias_act.bias_act(x, torch.linspace(-1, 1, 8, device=device), act='lrelu', clamp=1, backend=backend)
+    return y.detach(), *torch.autograd.grad(y.square().sum(), x)
+
+
+CHECKS: dict[str, Callable[[torch.device, str | None], tuple[torch.Tensor, ...]]] = {
+    'rasterize': _check_rasterize,
+    'fill_holes': _check_fill_holes,
+    'upfirdn2d': _check_upfirdn2d,
+    'bias_act': _check_bias_act,
+}
