@@ -22,7 +22,10 @@ from tools import compile_cuda
 from torch_utils.ops import bias_act, fill_holes, library, rasterize, upfirdn2d
 
 ROOT = Path(__file__).parent.parent
-OPS = ('rasterize', 'rasterize_backward', 'flood', 'upfirdn2d', 'bias_act', 'bias_act_backward')
+OPS = (
+    *('rasterize', 'rasterize_backward', 'interpolate', 'interpolate_backward'),
+    *('flood', 'upfirdn2d', 'bias_act', 'bias_act_backward'),
+)
 
 # Builds a one-function library through the cache, in a process of its own: sys.argv is source, compiler.
 BUILD = """
@@ -38,7 +41,7 @@ print('compiled' if library.build_and_load(recipe) else 'cached', recipe.library
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process state as if no op had run yet, with an empty build cache (its path)."""
     monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path / 'cache'))
     monkeypatch.setattr(library, '_builds', {})
@@ -202,7 +205,7 @@ def test_cuda_sources_compile() -> None:
         complaints = compile_cuda.compile_all(['90'])
     except UserError as error:
         pytest.skip(str(error))
-    assert set(complaints) == {'bias_act.cu', 'flood.cu', 'rasterize.cu', 'upfirdn2d.cu', 'bindings_cuda.cpp'}
+    assert set(complaints) == {*(path.name for path in library.SOURCE_DIR.glob('*.cu')), 'bindings_cuda.cpp'}
     assert not any(complaints.values()), complaints
 
 
@@ -245,6 +248,14 @@ def test_cuda_rasterizer_emulated(emulated: Any) -> None:
             expected = native.rasterize_backward(*backward)
             scale = expected.abs().amax().clamp(min=1e-6)
             torch.testing.assert_close(gradient / scale, expected / scale, atol=1e-5, rtol=1e-4)
+            table = torch.randn(len(case.vertices), len(case.faces), 3, 2, dtype=dtype)
+            shading = (result[2], result[0], table)
+            assert torch.equal(emulated.interpolate(*shading), native.interpolate(*shading))
+            pulled = (torch.randn(*result[2].shape, 2, dtype=dtype), *shading, True)
+            for value, expected in zip(
+                emulated.interpolate_backward(*pulled), native.interpolate_backward(*pulled), strict=True
+            ):
+                torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -275,10 +286,9 @@ def test_cuda_elementwise_emulated(emulated: Any, memory_format: torch.memory_fo
             pairs.append((emulated.upfirdn2d(x, *arguments), native.upfirdn2d(x, *arguments)))
     for act in bias_act.ACTIVATIONS:
         for bias in (b, None):
-            arguments = (bias, 1, act, 0.2, 1.3, 2.0)
-            pairs.append((emulated.bias_act(x, *arguments), native.bias_act(x, *arguments)))
-            first = emulated.bias_act_backward(grad, x, *arguments)
-            pairs.append((first, native.bias_act_backward(grad, x, *arguments)))
+            rest = (bias, 1, act, 0.2, 1.3, 2.0)
+            pairs.append((emulated.bias_act(x, *rest), native.bias_act(x, *rest)))
+            pairs.append((emulated.bias_act_backward(grad, x, *rest), native.bias_act_backward(grad, x, *rest)))
     for value, expected in pairs:
         assert value.stride() == expected.stride()
         torch.testing.assert_close(value, expected, atol=tolerance, rtol=tolerance)

@@ -178,25 +178,53 @@ def test_opcheck(device: torch.device) -> None:
     cotangents = (torch.randn_like(result.barycentrics), torch.randn_like(result.depth))
     backward = (*cotangents, result.face_ids, case.vertices.detach(), case.faces)
     torch.library.opcheck(torch.ops.next3d.rasterize_backward.default, backward)
+    weights = result.barycentrics.detach().requires_grad_()
+    table = torch.randn(1, len(case.faces), 3, 2, device=device, requires_grad=True)
+    torch.library.opcheck(torch.ops.next3d.interpolate.default, (result.face_ids, weights, table))
 
 
+@pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('samples', [1, 2])
-def test_interpolate(samples: int, device: torch.device) -> None:
+def test_interpolate(samples: int, backend: str, device: torch.device) -> None:
     case = cases_ops.random_soup(6, samples=2, num_faces=20, height=8, width=9, spread=0.7).to(device, torch.float64)
     result = run(case, 'reference')
     rng = torch.Generator().manual_seed(2)
     attributes = torch.randn(samples, 20, 3, 5, generator=rng, dtype=torch.float64).to(device)
-    value = interpolate(result, attributes)
+    value = interpolate(result, attributes, backend=backend)
     for n, row, column in torch.cartesian_prod(torch.arange(2), torch.arange(8), torch.arange(9)).tolist():
         face = int(result.face_ids[n, row, column])
         corners = attributes[n % samples, face] if face >= 0 else torch.zeros_like(attributes[0, 0])
         torch.testing.assert_close(value[n, row, column], result.barycentrics[n, row, column] @ corners)
-    weights = result.barycentrics.clone().requires_grad_()
-    table = attributes[:, :4].clone().requires_grad_()
-    few = result.face_ids.clamp(max=3)
-    assert torch.autograd.gradcheck(
-        lambda b, a: interpolate(Fragments(few, b, result.depth), a), (weights, table), fast_mode=True
-    )
+
+    def shaded(weights: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return interpolate(Fragments(result.face_ids, weights, result.depth), table, backend=backend)
+
+    inputs = (result.barycentrics.clone().requires_grad_(), attributes.requires_grad_())
+    assert torch.autograd.gradcheck(shaded, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize('samples', [1, 3])
+def test_interpolate_agrees_with_twin(samples: int, device: torch.device) -> None:
+    case = MESHES['soup1'].to(device)
+    result = run(case, None)
+    rng = torch.Generator().manual_seed(2)
+    values = []
+    for backend in BACKENDS:
+        rng.manual_seed(2)
+        table = torch.randn(samples, len(case.faces), 3, 4, generator=rng).to(device).requires_grad_()
+        weights = result.barycentrics.clone().requires_grad_()
+        value = interpolate(Fragments(result.face_ids, weights, result.depth), table, backend=backend)
+        cotangent = torch.randn(value.shape, generator=rng).to(device)
+        values.append((value, *torch.autograd.grad(value, [weights, table], cotangent)))
+        (by_weights,) = torch.autograd.grad(
+            interpolate(Fragments(result.face_ids, weights, result.depth), table.detach(), backend=backend),
+            weights,
+            cotangent,
+        )
+        assert torch.equal(by_weights, values[-1][1])
+    assert torch.equal(values[0][0], values[1][0])
+    for native, reference in zip(values[0][1:], values[1][1:], strict=True):
+        torch.testing.assert_close(native, reference, atol=1e-5, rtol=1e-5)
 
 
 def test_interpolated_position_is_the_pixel_centre(device: torch.device) -> None:
@@ -220,7 +248,8 @@ def test_nothing_to_draw(samples: int, num_faces: int, backend: str) -> None:
     assert result.face_ids.shape == result.depth.shape == (samples, 3, 5)
     assert result.barycentrics.shape == (samples, 3, 5, 3)
     assert (result.face_ids == -1).all()
-    assert interpolate(result, torch.zeros(1, num_faces, 3, 2)).shape == (samples, 3, 5, 2)
+    attributes = torch.zeros(1, num_faces, 3, 2)
+    assert interpolate(result, attributes, backend=backend).shape == (samples, 3, 5, 2)
 
 
 @pytest.mark.parametrize(

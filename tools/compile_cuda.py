@@ -32,7 +32,7 @@ def nvcc_command(source: Path, *, architectures: Sequence[str], output: Path) ->
 
 def binding_command(folder: Path) -> list[str]:
     """The command that checks bindings_cuda.cpp; a CPU build of torch lacks one generated header, written here."""
-    stub = folder / 'c10' / 'cuda' / 'impl' / 'cuda_cmake_macros.h'
+    stub = folder / 'c10/cuda/impl/cuda_cmake_macros.h'
     stub.parent.mkdir(parents=True)
     stub.write_text('#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n')
     torch_include = Path(torch.__file__).parent / 'include'

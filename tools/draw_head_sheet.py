@@ -19,8 +19,8 @@ from training.head.makehuman import MakeHumanHead, embedded_head
 from training.head.model import HeadParams
 
 VIEWS = (0.0, -40.0, -90.0, 40.0)  # degrees about y: front, the subject's left, left profile, the subject's right
-SPAN = 0.30  # metres across a cell
-MIDDLE = (0.0, 0.005, -0.03)
+SPAN = 0.27  # metres across a cell
+MIDDLE = (0.0, 0.008, -0.03)
 COLOURS = 96  # of a sheet's palette
 SKIN, SCALP, LIPS = (0.86, 0.66, 0.56), (0.72, 0.55, 0.47), (0.76, 0.38, 0.36)
 SCLERA, IRIS, PUPIL = (0.95, 0.95, 0.93), (0.30, 0.42, 0.50), (0.05, 0.05, 0.05)
@@ -162,7 +162,7 @@ def uv_sheet(head: MakeHumanHead, size: int) -> Image.Image:
 
 @click.command(cls=Command)
 @click.option('--outdir', type=click.Path(path_type=Path), default=Path('docs/images'), show_default=True)
-@click.option('--size', type=click.IntRange(32, 512), default=112, show_default=True, help='Pixels across a cell.')
+@click.option('--size', type=click.IntRange(32, 512), default=120, show_default=True, help='Pixels across a cell.')
 def main(outdir: Path, size: int) -> None:
     """Write head_expressions_1.png, head_expressions_2.png, head_poses.png, head_identities.png and head_uv.png."""
     head = embedded_head()

@@ -7,6 +7,7 @@ process group exists. gloo serves CPU ranks, nccl accelerators.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import os
@@ -22,6 +23,7 @@ from torch import Tensor
 from dnnlib.errors import UserError
 
 TIMEOUT_SECONDS = 3600  # longer than rank 0 may spend on metrics while the others wait
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +144,18 @@ def _spawned(index: int, function: Callable[[Communicator], None], device_type: 
     except UserError as error:
         (Path(folder) / f'error-{index}.txt').write_text(str(error))
         raise
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory instead of returning each large tensor to the system (fewer page faults).
+
+    A tenth of the time of a training step on a CPU; elsewhere, or without glibc, nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL('libc.so.6')
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(_M_TOP_PAD, 1 << 26)
 
 
 def limit_threads(ranks: int) -> None:

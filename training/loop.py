@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.errors import UserError
-from torch_utils.distributed import Communicator, describe
+from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
 from torch_utils.stats import Moments, Stats
 from training.checkpoint import (
@@ -57,6 +57,8 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
 
     UserError for whatever the user can mend: data, options, disk, a diverged run.
     """
+    if communicator.device.type == 'cpu':
+        keep_freed_memory()
     if communicator.is_main:
         library.load(communicator.device.type)  # built by one rank, before any collective
     communicator.barrier()
@@ -240,9 +242,10 @@ class Run:
             augment=self.trainer.augment_probability,
         )
         self._report(tick, self.stats.collect(self.communicator))
-        if self.directory is not None and (done or number % self.config.image_ticks == 0):
+        save = done or number % self.config.snapshot_ticks == 0
+        if self.directory is not None and (save or number % self.config.image_ticks == 0):
             self._save_fakes()
-        if done or number % self.config.snapshot_ticks == 0:
+        if save:
             self._snapshot()
         self.tick_started, self.tick_start_images = time.perf_counter(), seen
         self.maintenance = self.tick_started - now

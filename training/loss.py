@@ -107,8 +107,9 @@ def blur(images: Tensor, *, sigma: float) -> Tensor:
     count, channels, height, width = images.shape
     kernel = blur_kernel(sigma).to(images)
     flat = images.reshape(count * channels, 1, height, width)
-    flat = F.conv2d(F.pad(flat, (size, size, 0, 0), mode='replicate'), kernel[None, None, None, :])
-    flat = F.conv2d(F.pad(flat, (0, 0, size, size), mode='replicate'), kernel[None, None, :, None])
+    with full_precision(images):
+        flat = F.conv2d(F.pad(flat, (size, size, 0, 0), mode='replicate'), kernel[None, None, None, :])
+        flat = F.conv2d(F.pad(flat, (0, 0, size, size), mode='replicate'), kernel[None, None, :, None])
     return flat.reshape(images.shape)
 
 

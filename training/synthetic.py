@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 
@@ -103,6 +104,15 @@ def _render_chunk(seed: int, indices: range, resolution: int) -> list[_Packed]:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager

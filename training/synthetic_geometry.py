@@ -27,6 +27,12 @@ class Piece:
         return dataclasses.replace(self, vertices=vertices.astype(np.float32))
 
 
+def lengths(vectors: np.ndarray) -> np.ndarray:
+    """Norms [P, 1] of vectors [P, 3]; much faster than a reduction over so short an axis."""
+    x, y, z = vectors[:, 0], vectors[:, 1], vectors[:, 2]
+    return np.sqrt(x * x + y * y + z * z)[:, None]
+
+
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Area-weighted unit normals [V, 3]."""
     a, b, c = (vertices[faces[:, k]] for k in range(3))
@@ -36,13 +42,13 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         (np.ones(rows.size, dtype=np.float32), (rows, columns)), shape=(len(vertices), len(faces))
     )
     total = gather @ normals
-    return (total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return (total / np.maximum(lengths(total), 1e-12)).astype(np.float32)
 
 
 def vertex_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """A third of the area of the faces around each vertex, [V]."""
     a, b, c = (vertices[faces[:, k]] for k in range(3))
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6
+    area = lengths(np.cross(b - a, c - a))[:, 0] / 6
     return np.bincount(faces.ravel(), np.repeat(area, 3), minlength=len(vertices))
 
 

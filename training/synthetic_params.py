@@ -210,8 +210,12 @@ def sample_expression(seed: int, index: int) -> dict[str, float]:
     weights: dict[str, float] = {}
     for unit in rng.choice(_UNITS, size=rng.choice(5, p=(0.12, 0.26, 0.30, 0.20, 0.12)), replace=False):
         _add_unit(weights, str(unit), float(rng.uniform(0.2, 1.0)), rng)
-    if rng.random() < 0.30:
-        _add_unit(weights, 'mouthSmile', float(rng.uniform(0.2, 1.0)), rng)
+    if rng.random() < 0.40:
+        _add_unit(weights, 'mouthSmile', float(rng.uniform(0.3, 1.0)), rng)
+    mouth = [name for name in weights if name.startswith('mouth')]
+    total = sum(weights[name] for name in mouth) / 2  # most units have two sides
+    for name in mouth:  # targets add up: too many at once fold the skin
+        weights[name] *= 0.9 / max(total, 1.0)
     return weights
 
 

@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 from dnnlib import UserError
 from dnnlib.files import explain_os_error
 
+_LANCZOS = Image.Resampling.LANCZOS
 _MESH = (0, 200, 255, 90)
-_EYES = (255, 60, 255, 130)
+_EYES = (255, 60, 255, 70)
 _GIVEN = (60, 255, 60, 255)
 _FITTED = (255, 50, 50, 255)
 
@@ -57,15 +58,15 @@ def _edges(faces: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(pictures: list[np.ndarray], *, columns: int, cell: int) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] side by side, each fitted into a square of `cell` pixels, white around."""
+    """Pictures uint8 [H, W, 3] side by side, each scaled to `cell` pixels of width, white between them."""
     if not pictures:
         raise ValueError('pictures: expected at least one')
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new('RGB', (min(columns, len(pictures)) * cell, rows * cell), 'white')
-    for index, picture in enumerate(pictures):
-        small = Image.fromarray(picture)
-        small.thumbnail((cell, cell), Image.Resampling.LANCZOS)
-        sheet.paste(small, (index % columns * cell, index // columns * cell))
+    small = [Image.fromarray(picture) for picture in pictures]
+    small = [item.resize((cell, max(1, round(cell * item.height / item.width))), _LANCZOS) for item in small]
+    columns, pitch = min(columns, len(small)), max(item.height for item in small)
+    sheet = Image.new('RGB', (columns * cell, -(-len(small) // columns) * pitch), 'white')
+    for index, item in enumerate(small):
+        sheet.paste(item, (index % columns * cell, index // columns * pitch))
     return np.asarray(sheet)
 
 
@@ -120,7 +121,7 @@ class ReportFolder:
         try:
             if kind is None:
                 if self._sheet:
-                    sheet = contact_sheet(self._sheet, columns=3, cell=640)
+                    sheet = contact_sheet(self._sheet, columns=2, cell=960)
                     Image.fromarray(sheet).save(self._temporary / 'sheet.png')
                 if self.path.exists():
                     shutil.rmtree(self.path)

@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "device_kernels.h"
 #include "flood.cu"
+#include "interpolate.cu"
 #include "rasterize.cu"
 #include "upfirdn2d.cu"
 

@@ -22,9 +22,6 @@ EYE_SEGMENTS = 24
 EYE_RINGS = (6.5, 13.0, 20.0, 29.0, 40.0, 52.0, 65.0, 79.0, 93.0, 108.0, 125.0)
 IRIS_RING = 2
 PARTS = {'teeth_upper': 'helper-upper-teeth', 'teeth_lower': 'helper-lower-teeth', 'tongue': 'helper-tongue'}
-# The source's teeth hide behind the closed upper lip and its tongue fills the mouth: lower them (decimetres).
-PART_SHIFTS = {'teeth_upper': (0.0, -0.018, 0.0), 'teeth_lower': (0.0, -0.008, -0.02), 'tongue': (0.0, -0.035, -0.03)}
-
 CHARTS = ('main', 'neck', 'eye_left', 'eye_right')
 
 
@@ -190,14 +187,6 @@ def _eyeball() -> tuple[Array, IntArray, Array]:
         faces.append(np.stack([index[k], index[k + 1], after[k + 1]], axis=1))
         faces.append(np.stack([index[k], after[k + 1], after[k]], axis=1))
     return np.concatenate(directions), np.concatenate(faces), np.concatenate(uv)
-
-
-def settle_parts(base: BaseMesh) -> BaseMesh:
-    """The base mesh with teeth and tongue moved by PART_SHIFTS."""
-    vertices = base.vertices.copy()
-    for name, shift in PART_SHIFTS.items():
-        vertices[base.group_vertices(PARTS[name])] += shift
-    return dataclasses.replace(base, vertices=vertices)
 
 
 def build(base: BaseMesh) -> Template:

@@ -2,7 +2,9 @@
 
 Each op's schema is defined once, in Python, under the namespace `next3d`; its module registers the fake kernel and
 the gradient. The C++ and CUDA kernels in csrc/ are compiled by ninja when an op first runs on a device and kept in a
-cache keyed by sources, flags, compiler, processor and torch. `NEXT3D_OPS` chooses:
+cache keyed by sources, flags, compiler, processor and torch. The CUDA kernels compile for sm_80 to sm_120
+(tools/compile_cuda.py) and are tested by running them thread after thread on a CPU (tests/cuda_emulation); they have
+not run on a GPU yet. `NEXT3D_OPS` chooses:
 
     auto       native where it builds; otherwise the PyTorch twin, after one warning that gives the cause (default)
     native     native; UserError with the cause where it does not build

@@ -30,6 +30,11 @@ library.define(
     'rasterize_backward(Tensor grad_barycentrics, Tensor grad_depth, Tensor face_ids, Tensor vertices, Tensor faces)'
     ' -> Tensor'
 )
+library.define('interpolate(Tensor face_ids, Tensor barycentrics, Tensor attributes) -> Tensor')
+library.define(
+    'interpolate_backward(Tensor grad, Tensor face_ids, Tensor barycentrics, Tensor attributes, bool of_attributes)'
+    ' -> (Tensor, Tensor)'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,33 +78,34 @@ def rasterize(
     return _rasterize_reference(vertices, faces, height=height, width=width)
 
 
-def interpolate(fragments: Fragments, attributes: torch.Tensor) -> torch.Tensor:
+def interpolate(fragments: Fragments, attributes: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
     """Attributes of face corners, [N or 1, F, 3, C], at every pixel: [N, H, W, C], 0 on the background.
 
-    The weights are the barycentrics as they are, not normalized. Differentiable in both.
+    The weights are the barycentrics as they are, not normalized. Differentiable once in both. `backend`: 'native',
+    'reference', or None for the choice of NEXT3D_OPS.
     """
     face_ids, barycentrics = fragments.face_ids, fragments.barycentrics
     if attributes.ndim != 4 or attributes.shape[2] != 3 or attributes.shape[0] not in (1, face_ids.shape[0]):
         raise ValueError(f'attributes: expected [{face_ids.shape[0]} or 1, F, 3, C], got {list(attributes.shape)}')
-    if attributes.shape[1] == 0:
-        return barycentrics.new_zeros(*face_ids.shape, attributes.shape[3])
-    rows = _row_index(face_ids, attributes.shape[0], attributes.shape[1])
-    corners = attributes.flatten(0, 1).unbind(1)
-    weights = barycentrics.unbind(-1)
-    value = sum(weight.unsqueeze(-1) * _take(corner, rows) for weight, corner in zip(weights, corners, strict=True))
-    return torch.where((face_ids >= 0).unsqueeze(-1), value, 0)
+    attributes = attributes.to(barycentrics.dtype)
+    if library.use_native(face_ids.device, backend=backend):
+        return torch.ops.next3d.interpolate(face_ids, barycentrics, attributes)
+    return _interpolate_reference(face_ids, barycentrics, attributes)
 
 
-def _row_index(face_ids: torch.Tensor, samples: int, num_faces: int) -> torch.Tensor:
-    """Rows of a table [samples * num_faces, ...] for each pixel; background pixels point at a row of their sample."""
+def _interpolate_reference(
+    face_ids: torch.Tensor, barycentrics: torch.Tensor, attributes: torch.Tensor
+) -> torch.Tensor:
+    tables, num_faces, _, channels = attributes.shape
+    if num_faces == 0:
+        return barycentrics.new_zeros(*face_ids.shape, channels)
     rows = face_ids.clamp(min=0)
-    if samples > 1:
-        rows = rows + num_faces * torch.arange(samples, device=rows.device).view(-1, 1, 1)
-    return rows
-
-
-def _take(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[-1])
+    if tables > 1:
+        rows = rows + num_faces * torch.arange(tables, device=rows.device).view(-1, 1, 1)
+    corners = [corner.index_select(0, rows.flatten()) for corner in attributes.flatten(0, 1).unbind(1)]
+    w0, w1, w2 = barycentrics.flatten(0, 2).split(1, dim=1)
+    value = w0 * corners[0] + w1 * corners[1] + w2 * corners[2]
+    return torch.where((face_ids >= 0).unsqueeze(-1), value.view(*face_ids.shape, channels), 0)
 
 
 def _edge(p: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -166,7 +172,8 @@ def _visible_faces(corners: torch.Tensor, *, height: int, width: int) -> torch.T
     last = (scaled[1].floor() + 1).clamp(min=-1).minimum(size - 1).long()
     extent = (last - first + 1).clamp(min=0) * usable.unsqueeze(-1)
     order = (extent.prod(-1) > 0).nonzero().squeeze(1)
-    ends = extent[order].prod(-1).cumsum(0)
+    counts = extent[order].prod(-1)
+    ends = counts.cumsum(0)
 
     nearest = flat.new_full((samples * height * width,), float('inf'))
     face_ids = torch.full((samples * height * width,), -1, device=flat.device)
@@ -174,10 +181,10 @@ def _visible_faces(corners: torch.Tensor, *, height: int, width: int) -> torch.T
     while start < len(order):
         limit = torch.as_tensor(done + CANDIDATES_PER_CHUNK, device=flat.device)
         stop = max(start + 1, int(torch.searchsorted(ends, limit, right=True)))
-        face = torch.repeat_interleave(order[start:stop], extent[order[start:stop]].prod(-1))
-        offset = torch.arange(len(face), device=flat.device)
-        begins = (ends[start:stop] - extent[order[start:stop]].prod(-1)) - done
-        offset = offset - torch.repeat_interleave(begins, extent[order[start:stop]].prod(-1))
+        count = counts[start:stop]
+        face = torch.repeat_interleave(order[start:stop], count)
+        begins = ends[start:stop] - count - done
+        offset = torch.arange(len(face), device=flat.device) - torch.repeat_interleave(begins, count)
         column = first[face, 0] + offset % extent[face, 0]
         row = first[face, 1] + offset // extent[face, 0]
         centre = torch.stack([_pixel_centres(width, flat)[column], _pixel_centres(height, flat)[row]], dim=-1)
@@ -270,3 +277,33 @@ def _backward(ctx: Any, grad_barycentrics: torch.Tensor, grad_depth: torch.Tenso
 
 
 torch.library.register_autograd('next3d::rasterize', _backward, setup_context=_setup_context)
+
+
+@torch.library.register_fake('next3d::interpolate')
+def _fake_interpolate(face_ids: torch.Tensor, barycentrics: torch.Tensor, attributes: torch.Tensor) -> torch.Tensor:
+    return barycentrics.new_empty((*face_ids.shape, attributes.shape[3]))
+
+
+@torch.library.register_fake('next3d::interpolate_backward')
+def _fake_interpolate_backward(
+    grad: torch.Tensor,
+    face_ids: torch.Tensor,
+    barycentrics: torch.Tensor,
+    attributes: torch.Tensor,
+    of_attributes: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = attributes.shape if of_attributes else (0,)
+    return barycentrics.new_empty(barycentrics.shape), attributes.new_empty(shape)
+
+
+def _setup_interpolate(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_interpolate(ctx: Any, grad: torch.Tensor) -> tuple:
+    of_attributes = ctx.needs_input_grad[2]
+    by_weights, by_attributes = torch.ops.next3d.interpolate_backward(grad, *ctx.saved_tensors, of_attributes)
+    return None, by_weights, by_attributes if of_attributes else None
+
+
+torch.library.register_autograd('next3d::interpolate', _backward_interpolate, setup_context=_setup_interpolate)

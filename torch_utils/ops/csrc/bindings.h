@@ -32,6 +32,16 @@ inline void check_mesh(const Tensor& vertices, const Tensor& faces) {
   TORCH_CHECK(faces.device() == vertices.device(), "faces: on ", faces.device(), ", vertices on ", vertices.device());
 }
 
+inline void check_fragments(const Tensor& face_ids, const Tensor& barycentrics, const Tensor& attributes) {
+  TORCH_CHECK(face_ids.dim() == 3 && face_ids.scalar_type() == at::kLong && barycentrics.dim() == 4 &&
+                  barycentrics.size(3) == 3 && barycentrics.numel() == 3 * face_ids.numel(),
+              "fragments: expected int64 [N, H, W] and [N, H, W, 3]");
+  TORCH_CHECK(attributes.dim() == 4 && attributes.size(2) == 3 &&
+                  (attributes.size(0) == 1 || attributes.size(0) == face_ids.size(0)) &&
+                  attributes.scalar_type() == barycentrics.scalar_type(),
+              "attributes: expected [N or 1, F, 3, C] of the type of the barycentrics, got ", attributes.sizes());
+}
+
 inline Act parse_act(const std::string& name) {
   const char* names[] = {"linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"};
   for (int i = 0; i < 9; ++i) {
@@ -120,6 +130,39 @@ struct Bindings {
     return grad_vertices;
   }
 
+  static Tensor interpolate(const Tensor& face_ids, const Tensor& barycentrics, const Tensor& attributes) {
+    const c10::DeviceGuard guard(face_ids.device());
+    check_fragments(face_ids, barycentrics, attributes);
+    const Tensor ids = face_ids.contiguous(), b = barycentrics.contiguous(), a = attributes.contiguous();
+    Tensor out = at::empty({ids.size(0), ids.size(1), ids.size(2), a.size(3)}, b.options());
+    AT_DISPATCH_FLOATING_TYPES(b.scalar_type(), "next3d::interpolate", [&] {
+      Kernels::interpolate(ids.const_data_ptr<int64_t>(), b.const_data_ptr<scalar_t>(), a.const_data_ptr<scalar_t>(),
+                           ids.size(0), ids.size(1) * ids.size(2), a.size(0), a.size(1), a.size(3),
+                           out.data_ptr<scalar_t>());
+    });
+    return out;
+  }
+
+  static std::tuple<Tensor, Tensor> interpolate_backward(const Tensor& grad, const Tensor& face_ids,
+                                                         const Tensor& barycentrics, const Tensor& attributes,
+                                                         bool of_attributes) {
+    const c10::DeviceGuard guard(face_ids.device());
+    check_fragments(face_ids, barycentrics, attributes);
+    const Tensor ids = face_ids.contiguous(), b = barycentrics.contiguous(), a = attributes.contiguous();
+    const Tensor g = grad.contiguous();
+    TORCH_CHECK(g.numel() == ids.numel() * a.size(3) && g.scalar_type() == b.scalar_type(),
+                "interpolate_backward: the gradient does not match");
+    Tensor grad_b = at::empty_like(b), grad_a = of_attributes ? at::zeros_like(a) : at::empty({0}, a.options());
+    AT_DISPATCH_FLOATING_TYPES(b.scalar_type(), "next3d::interpolate_backward", [&] {
+      scalar_t* sums = of_attributes ? grad_a.data_ptr<scalar_t>() : nullptr;
+      Kernels::interpolate_backward(g.const_data_ptr<scalar_t>(), ids.const_data_ptr<int64_t>(),
+                                    b.const_data_ptr<scalar_t>(), a.const_data_ptr<scalar_t>(), ids.size(0),
+                                    ids.size(1) * ids.size(2), a.size(0), a.size(1), a.size(3),
+                                    grad_b.data_ptr<scalar_t>(), sums);
+    });
+    return {grad_b, grad_a};
+  }
+
   static Tensor flood(const Tensor& open, bool guarded) {
     const c10::DeviceGuard guard(open.device());
     TORCH_CHECK(open.dim() == 3 && open.scalar_type() == at::kBool, "open: expected bool [N, H, W], got ",
@@ -198,6 +241,8 @@ struct Bindings {
   static void register_all(torch::Library& m) {
     m.impl("rasterize", &rasterize);
     m.impl("rasterize_backward", &rasterize_backward);
+    m.impl("interpolate", &interpolate);
+    m.impl("interpolate_backward", &interpolate_backward);
     m.impl("flood", &flood);
     m.impl("upfirdn2d", &upfirdn2d);
     m.impl("bias_act", &bias_act);

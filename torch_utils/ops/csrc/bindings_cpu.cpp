@@ -15,6 +15,14 @@ struct CpuKernels {
     rasterize_backward_cpu(args...);
   }
   template <typename... Args>
+  static void interpolate(Args... args) {
+    interpolate_cpu(args...);
+  }
+  template <typename... Args>
+  static void interpolate_backward(Args... args) {
+    interpolate_backward_cpu(args...);
+  }
+  template <typename... Args>
   static void flood(Args... args) {
     flood_cpu(args...);
   }

@@ -31,6 +31,16 @@ struct DeviceKernels {
     Context::check();
   }
   template <typename... Args>
+  static void interpolate(Args... args) {
+    interpolate_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void interpolate_backward(Args... args) {
+    interpolate_backward_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
   static void flood(Args... args) {
     flood_cuda(Context::get(), args...);
     Context::check();

@@ -21,7 +21,9 @@ void flood_cpu(const uint8_t* open, int64_t samples, int height, int width, bool
       bool changed = true;
       while (changed) {
         changed = false;
-        for (int row = 0; row < height; ++row) changed |= sweep_line(o + int64_t(row) * width, r + int64_t(row) * width, 1, width);
+        for (int row = 0; row < height; ++row) {
+          changed |= sweep_line(o + int64_t(row) * width, r + int64_t(row) * width, 1, width);
+        }
         for (int column = 0; column < width; ++column) changed |= sweep_line(o + column, r + column, width, height);
       }
     }

@@ -19,6 +19,18 @@ void rasterize_backward_cpu(const T* grad_barycentrics, const T* grad_depth, con
                             const T* vertices, const int64_t* faces, int64_t samples, int64_t num_vertices,
                             int64_t num_faces, int height, int width, T* grad_vertices);
 
+// face_ids [samples, pixels]; barycentrics [samples, pixels, 3]; attributes [tables, num_faces, 3, channels] with
+// tables = samples or 1; out [samples, pixels, channels], 0 where there is no face.
+template <typename T>
+void interpolate_cpu(const int64_t* face_ids, const T* barycentrics, const T* attributes, int64_t samples,
+                     int64_t pixels, int64_t tables, int64_t num_faces, int64_t channels, T* out);
+
+// Writes grad_barycentrics; adds to grad_attributes unless it is null.
+template <typename T>
+void interpolate_backward_cpu(const T* grad, const int64_t* face_ids, const T* barycentrics, const T* attributes,
+                              int64_t samples, int64_t pixels, int64_t tables, int64_t num_faces, int64_t channels,
+                              T* grad_barycentrics, T* grad_attributes);
+
 // open, reached [samples, height, width] of 0 and 1.
 void flood_cpu(const uint8_t* open, int64_t samples, int height, int width, bool guarded, uint8_t* reached);
 

@@ -19,6 +19,15 @@ void rasterize_backward_cuda(Stream stream, const T* grad_barycentrics, const T*
                              const T* vertices, const int64_t* faces, int64_t samples, int64_t num_vertices,
                              int64_t num_faces, int height, int width, T* grad_vertices);
 
+template <typename T>
+void interpolate_cuda(Stream stream, const int64_t* face_ids, const T* barycentrics, const T* attributes,
+                      int64_t samples, int64_t pixels, int64_t tables, int64_t num_faces, int64_t channels, T* out);
+
+template <typename T>
+void interpolate_backward_cuda(Stream stream, const T* grad, const int64_t* face_ids, const T* barycentrics,
+                               const T* attributes, int64_t samples, int64_t pixels, int64_t tables,
+                               int64_t num_faces, int64_t channels, T* grad_barycentrics, T* grad_attributes);
+
 void flood_cuda(Stream stream, const uint8_t* open, int64_t samples, int height, int width, bool guarded,
                 uint8_t* reached);
 

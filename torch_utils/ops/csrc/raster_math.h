@@ -135,4 +135,24 @@ NEXT3D_HD void shade_backward(const Triangle<T>& t, T px, T py, const T* grad_ba
   r2[2] = grad_depth * hit.b2;
 }
 
+// One pixel's weighted sum of its face's corners [3, channels]; zeros for a null `corners` (background).
+template <typename T>
+NEXT3D_HD void interpolate_pixel(const T* weights, const T* corners, int64_t channels, T* out) {
+  for (int64_t c = 0; c < channels; ++c) {
+    out[c] = corners == nullptr ? T(0)
+                                : weights[0] * corners[c] + weights[1] * corners[channels + c] +
+                                      weights[2] * corners[2 * channels + c];
+  }
+}
+
+// Its gradient with respect to the weights.
+template <typename T>
+NEXT3D_HD void interpolate_pixel_backward(const T* grad, const T* corners, int64_t channels, T* grad_weights) {
+  for (int corner = 0; corner < 3; ++corner) {
+    T sum = T(0);
+    for (int64_t c = 0; corners != nullptr && c < channels; ++c) sum += grad[c] * corners[corner * channels + c];
+    grad_weights[corner] = sum;
+  }
+}
+
 }  // namespace next3d
