@@ -9,8 +9,8 @@ import torch
 from cases_geometry import ellipsoid_template, posed
 
 from training.cameras import HEAD_SCALE, HEAD_TRANSLATION, head_to_world
-from training.config import GeneratorConfig
-from training.rasterized_planes import LEFT, RIGHT, TOP, TextureRasterizer
+from training.config import GeneratorConfig, from_dict, to_dict
+from training.rasterized_planes import LEFT, RIGHT, TOP, TemplateTransform, TextureRasterizer
 from training.volume import sample_planes
 
 CONFIG = GeneratorConfig(plane_resolution=128, plane_channels=4, template_transform='constant')
@@ -108,7 +108,8 @@ def test_both_sides_are_united() -> None:
 @pytest.mark.parametrize(('source', 'closed'), [('teeth', True), ('texture', True), ('static', False)])
 def test_mouth_hole_is_filled_unless_static_planes_show_through(source: str, closed: bool) -> None:
     template = ellipsoid_template(rings=40, segments=64)
-    rasterizer = TextureRasterizer(dataclasses.replace(CONFIG, mouth_source=source), template)
+    config = from_dict(GeneratorConfig, {**to_dict(CONFIG), 'mouth_source': source})
+    rasterizer = TextureRasterizer(config, template)
     head = posed(template, 1, amount=0)
     alpha = rasterizer(uv_texture(), head).alpha[0, 0, 0]
     mouth = 2 * (HEAD_SCALE * torch.tensor([0.0, -0.045]) + torch.tensor(HEAD_TRANSLATION[:2]))
@@ -124,6 +125,7 @@ def test_learned_transform_gets_a_gradient_and_stays_in_bounds() -> None:
     for parameter in rasterizer.transform.parameters():
         assert parameter.grad is not None
         assert (parameter.grad != 0).all()
+    assert isinstance(rasterizer.transform, TemplateTransform)
     with torch.no_grad():
         rasterizer.transform.scale.fill_(1e6)
         rasterizer.transform.translation.fill_(-1e6)

@@ -75,7 +75,7 @@ def test_a_run_from_end_to_end(data: Path, tmp_path: Path) -> None:
     assert longer.exit_code == 0
     assert 'resumed' in longer.output
     assert 'kimg 0.012' in longer.output
-    refused(run(*options, '--gamma=3'), 'loss.r1_gamma (1.0 -> 3.0)')
+    refused(run(*options, '--gamma=3'), 'loss.r1_gamma (0.2 -> 3.0)')
 
 
 def test_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:

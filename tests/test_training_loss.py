@@ -347,3 +347,22 @@ def test_release_style_labels_train(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, D__label_dim=75, D__label_noise=1.0, D__template='none')
     trainer.step(next(trainer.loader()))
     assert dataclasses.asdict(tiny_config())['discriminator']['template'] == 'correspondence'
+
+
+def test_bf16_gradients_point_where_fp32_ones_do(tmp_path: Path) -> None:
+    gradients: dict[str, list[Tensor]] = {}
+    for precision in ('fp32', 'bf16'):
+        trainer = tiny_trainer(tmp_path, precision=precision)
+        phases = gradients.setdefault(precision, [])
+        for player in (trainer.g, trainer.d):
+            player.optimizer.register_step_pre_hook(
+                lambda optimizer, *_, phases=phases: phases.append(
+                    torch.cat([p.grad.flatten() for p in optimizer.param_groups[0]['params'] if p.grad is not None])
+                )
+            )
+        trainer.step(next(trainer.loader()))
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.generator.parameters())
+    for exact, coarse in zip(gradients['fp32'], gradients['bf16'], strict=True):  # Gmain, Gdensity, Dmain, Dr1
+        assert not torch.equal(exact, coarse)
+        assert torch.nn.functional.cosine_similarity(exact, coarse, dim=0) > 0.97
+        assert coarse.norm() == pytest.approx(float(exact.norm()), rel=0.1)

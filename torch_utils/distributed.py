@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import datetime
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from dnnlib.errors import UserError
 
 TIMEOUT_SECONDS = 3600  # longer than rank 0 may spend on metrics while the others wait
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
@@ -136,6 +138,7 @@ def _spawn(function: Callable[[Communicator], None], device_type: str, ranks: in
 
 
 def _spawned(index: int, function: Callable[[Communicator], None], device_type: str, ranks: int, folder: str) -> None:
+    _die_with_parent()
     limit_threads(ranks)
     method = (Path(folder) / 'rendezvous').as_uri()
     try:
@@ -144,6 +147,12 @@ def _spawned(index: int, function: Callable[[Communicator], None], device_type: 
     except UserError as error:
         (Path(folder) / f'error-{index}.txt').write_text(str(error))
         raise
+
+
+def _die_with_parent() -> None:
+    """Have Linux kill this rank when the process that spawned it is killed; it would go on writing otherwise."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL('libc.so.6').prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def keep_freed_memory() -> None:

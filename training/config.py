@@ -40,6 +40,10 @@ class GeneratorConfig:
     side_alpha: Literal['union', 'one_sided'] = 'union'  # one_sided (R): the +90 degree view's only
     alpha_fill: Literal['guarded', 'release'] = 'guarded'  # release: floods from pixel (0, 0) even if covered
     template_transform: Literal['learned', 'constant'] = 'learned'  # scale and translation (paper B.1)
+    dynamic_planes: Literal['all', 'front'] = 'all'  # front: side and top are static alone (docs/adr/0011)
+
+    # Static planes. eg3d: a fourth, transposed one keeps what EG3D reads at (z, x) (docs/adr/0012).
+    static_planes: Literal['three', 'eg3d'] = 'three'
 
     # Mouth: where it comes from (ablation of Table 2) and on which planes.
     mouth_source: MouthSource = 'teeth'
@@ -93,6 +97,7 @@ class LossConfig:
     density_shift: float = 0.004  # standard deviation of the second point
     style_mixing_prob: float = 0.0
     blur_sigma: float = 10.0  # at the image resolution, fades to 0
+    blur_border: Literal['replicate', 'zero'] = 'replicate'  # zero (R): grey creeps in from the image's border
     blur_fade_kimg: float = 200.0
     pose_swap_prob: float = 0.5  # probability of conditioning on another camera, after the fade (from 1)
     pose_swap_fade_kimg: float = 1000.0
@@ -187,6 +192,7 @@ _RELEASE = {
     'G.template_transform': 'constant', 'G.mouth_planes': 'front', 'G.mouth_channels': 0, 'G.mouth_box': 'rounded',
     'G.blending': 'release', 'G.plane_aggregation': 'mean', 'G.superres': 'hybrid',
     'D.template': 'none', 'D.label_dim': 75, 'D.label_noise': 1.0, 'L.density_norm': 'l1', 'L.density_box': 1.0,
+    'L.blur_sigma': 10.0, 'L.blur_border': 'zero',
 }  # fmt: skip
 _SYNTH64 = {
     'G.z_dim': 128, 'G.w_dim': 128, 'G.plane_resolution': 64, 'G.plane_channels': 16, 'G.channel_base': 2048,

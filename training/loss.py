@@ -96,8 +96,8 @@ def blur_kernel(sigma: float) -> Tensor:
     return (kernel / kernel.sum()).float()
 
 
-def blur(images: Tensor, *, sigma: float) -> Tensor:
-    """Separable `blur_kernel` over images [N, C, H, W] with replicated borders; sigma in pixels.
+def blur(images: Tensor, *, sigma: float, border: str = 'replicate') -> Tensor:
+    """Separable `blur_kernel` over images [N, C, H, W] with replicated (or zero) borders; sigma in pixels.
 
     Unchanged when floor(3 sigma) is 0. Differentiable to any order.
     """
@@ -106,10 +106,11 @@ def blur(images: Tensor, *, sigma: float) -> Tensor:
         return images
     count, channels, height, width = images.shape
     kernel = blur_kernel(sigma).to(images)
+    mode = 'constant' if border == 'zero' else 'replicate'
     flat = images.reshape(count * channels, 1, height, width)
     with full_precision(images):
-        flat = F.conv2d(F.pad(flat, (size, size, 0, 0), mode='replicate'), kernel[None, None, None, :])
-        flat = F.conv2d(F.pad(flat, (0, 0, size, size), mode='replicate'), kernel[None, None, :, None])
+        flat = F.conv2d(F.pad(flat, (size, size, 0, 0), mode=mode), kernel[None, None, None, :])
+        flat = F.conv2d(F.pad(flat, (0, 0, size, size), mode=mode), kernel[None, None, :, None])
     return flat.reshape(images.shape)
 
 
@@ -216,7 +217,7 @@ class GanLoss:
     def _real(self, images: Tensor, conditions: Conditions, schedule: Schedule) -> Pair:
         """The real pair; its raw image is blurred here, its image in `_judge` as the fakes' are."""
         raw = raw_from_image(images, self.generator.config.render_resolution)
-        raw = blur(raw, sigma=schedule.blur_sigma)
+        raw = blur(raw, sigma=schedule.blur_sigma, border=self.config.blur_border)
         return Pair(image=images.clone(), image_raw=raw, template=self._template(conditions))
 
     def _template(self, conditions: Conditions) -> Tensor | None:
@@ -230,7 +231,8 @@ class GanLoss:
             )
 
     def _judge(self, pair: Pair, conditions: Conditions, schedule: Schedule, rng: torch.Generator) -> Tensor:
-        image, raw = blur(pair.image, sigma=schedule.blur_sigma), pair.image_raw
+        image = blur(pair.image, sigma=schedule.blur_sigma, border=self.config.blur_border)
+        raw = pair.image_raw
         if self.augment is not None:
             image, raw = self.augment(image, raw, probability=schedule.augment_probability, rng=rng)
         label = conditions.discriminator_label

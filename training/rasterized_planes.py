@@ -101,6 +101,11 @@ class TextureRasterizer(nn.Module):
     The alpha masks carry no gradient. All samples and views go through one native call.
     """
 
+    faces: Tensor
+    face_uv: Tensor
+    eye_mask: Tensor
+    rotations: Tensor
+
     def __init__(self, config: GeneratorConfig, template: HeadTemplate) -> None:
         super().__init__()
         self.config = config
@@ -171,7 +176,10 @@ class TextureRasterizer(nn.Module):
         else:
             side = torch.maximum(views[LEFT], views[RIGHT])
         slots = (views[FRONT], side, views[TOP]) if layout == 'release' else (views[FRONT], views[TOP], side)
-        return torch.stack(slots, dim=1)
+        alpha = torch.stack(slots, dim=1)
+        if self.config.dynamic_planes == 'front':
+            alpha[:, 1:] = 0
+        return alpha
 
     def _plane_landmarks(self, landmarks: Tensor) -> Tensor:
         """Where the landmarks fall on each plane. [N, 3, 68, 2]"""

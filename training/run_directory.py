@@ -51,13 +51,19 @@ def exclusive(folder: Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
         yield
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = '') -> list[str]:
-    """Dotted names of the fields that differ between two configs as dicts, with both values."""
+def changed_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = '', default: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Dotted names of the fields that differ between two configs as dicts, with both values.
+
+    A field that the old config does not know (it came later) had its default.
+    """
+    default = to_dict(TrainConfig()) if default is None else default
     changes = []
     for name in sorted(set(old) | set(new)):
-        before, after = old.get(name), new.get(name)
+        before, after = old.get(name, default.get(name)), new.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
-            changes += changed_fields(before, after, prefix=f'{prefix}{name}.')
+            changes += changed_fields(before, after, prefix=f'{prefix}{name}.', default=default.get(name, {}))
         elif before != after and prefix + name not in MAY_CHANGE:
             changes.append(f'{prefix}{name} ({before!r} -> {after!r})')
     return changes

@@ -19,11 +19,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from applications.preprocessing.calibration import NUM_POINTS
 from applications.preprocessing.solver import levenberg_marquardt
 from training import cameras
 from training.head.model import NUM_LANDMARKS, HeadModel, HeadParams
 
-NUM_IRIS = 10
 CONTOUR = slice(0, 17)
 # Upper and lower lid, then upper and lower inner lip: their distances are what a blink and a word change.
 _GAPS = [(37, 41), (38, 40), (43, 47), (44, 46), (61, 67), (62, 66), (63, 65)]
@@ -54,7 +54,7 @@ class Fit:
 
     params: HeadParams  # [N, ...]; neck, rotation and translation are zero
     label: Tensor  # [N, 25]
-    landmarks: Tensor  # [N, 68, 2] the model's landmarks in the image, in [0, 1]
+    landmarks: Tensor  # [N, 68, 2] the model's landmarks (with offsets) in the image, in [0, 1]
     error: Tensor  # [N, 68] distance to the given landmarks, share of the image side
     iris_error: Tensor | None  # [N, 10] the same for the iris points
 
@@ -78,6 +78,7 @@ def fit_heads(
     *,
     iris: Tensor | None = None,  # [N, 2, 5, 2] in [0, 1]: left, right; centre, right, top, left, bottom
     start: Fit | None = None,  # a fit of nearby landmarks (the frame before, another crop)
+    offsets: Tensor | None = None,  # [78, 3] metres: the given points from the model's (calibration.py)
     config: FitConfig = FitConfig(),
 ) -> Fit:
     """Head parameters and cameras whose projected landmarks match; each sample is fitted by itself.
@@ -87,7 +88,9 @@ def fit_heads(
     _check('landmarks', landmarks, [NUM_LANDMARKS, 2])
     if iris is not None:
         _check('iris', iris, [2, 5, 2])
-    problem = _Problem(model, landmarks, iris, config)
+    if offsets is not None and list(offsets.shape) != [NUM_POINTS, 3]:
+        raise ValueError(f'offsets: expected shape [{NUM_POINTS}, 3], got {list(offsets.shape)}')
+    problem = _Problem(model, landmarks, iris=iris, offsets=offsets, config=config)
     state = problem.weak_perspective() if start is None else problem.warm_start(start)
     state = problem.solve(state, 'camera')
     state = problem.solve(state, 'camera', 'identity', 'expression', 'jaw')
@@ -123,16 +126,20 @@ class _State:
 class _Problem:
     """Residuals and priors of one batch."""
 
-    def __init__(self, model: HeadModel, landmarks: Tensor, iris: Tensor | None, config: FitConfig) -> None:
+    def __init__(
+        self, model: HeadModel, landmarks: Tensor, *, iris: Tensor | None, offsets: Tensor | None, config: FitConfig
+    ) -> None:
         self.model, self.config = model, config
         self.device = model.template.vertices.device
         corners = model.template.faces[model.template.landmark_faces]
         self.vertices = torch.cat([corners.reshape(-1), model.gaze_vertices.reshape(-1)])
+        self.offsets = torch.zeros(NUM_POINTS, 3) if offsets is None else offsets
+        self.offsets = self.offsets.to(self.device)
         count = landmarks.shape[0]
-        points = landmarks.new_full((count, NUM_LANDMARKS + NUM_IRIS, 2), 0.5)
+        points = landmarks.new_full((count, NUM_POINTS, 2), 0.5)
         points[:, :NUM_LANDMARKS] = landmarks
         if iris is not None:
-            points[:, NUM_LANDMARKS:] = iris.reshape(count, NUM_IRIS, 2)
+            points[:, NUM_LANDMARKS:] = iris.reshape(count, -1, 2)
         self.points = points.to(self.device, torch.float32)
         self.has_iris = iris is not None
         self.widths = {
@@ -162,7 +169,8 @@ class _Problem:
         used = self.model.positions(params, self.vertices)
         corners = used[:, : 3 * NUM_LANDMARKS].unflatten(1, (NUM_LANDMARKS, 3))
         landmarks = (corners * self.model.template.landmark_barycentrics[..., None]).sum(dim=2)
-        world = cameras.head_to_world(torch.cat([landmarks, used[:, 3 * NUM_LANDMARKS :]], dim=1))
+        points = torch.cat([landmarks, used[:, 3 * NUM_LANDMARKS :]], dim=1) + self.offsets
+        world = cameras.head_to_world(points)
         local = world @ rotation.transpose(1, 2) + shift[:, None]
         return cameras.FOCAL * local[..., :2] / local[..., 2:].clamp(min=0.1) + 0.5
 
@@ -204,7 +212,8 @@ class _Problem:
     def weak_perspective(self) -> _State:
         """A start: the scaled orthographic view of the neutral head that fits the inner landmarks best."""
         count = self.points.shape[0]
-        neutral = cameras.head_to_world(self.model.forward(self.model.neutral()).landmarks)[0]
+        neutral = self.model.forward(self.model.neutral()).landmarks[0] + self.offsets[:NUM_LANDMARKS]
+        neutral = cameras.head_to_world(neutral)
         inner = torch.arange(CONTOUR.stop, NUM_LANDMARKS, device=self.device)
         centre = neutral[inner].mean(dim=0)
         seen = self.points[:, inner]
@@ -266,17 +275,19 @@ class _Problem:
 
     def _features(self) -> Tensor:
         """[78 + gaps, 78]: the points themselves, then lid and lip distances as differences."""
-        total = NUM_LANDMARKS + NUM_IRIS
-        rows = torch.zeros(len(_GAPS), total)
+        rows = torch.zeros(len(_GAPS), NUM_POINTS)
         for row, (upper, lower) in enumerate(_GAPS):
             rows[row, upper], rows[row, lower] = 1.0, -1.0
-        return torch.cat([torch.eye(total), rows]).to(self.device)
+        return torch.cat([torch.eye(NUM_POINTS), rows]).to(self.device)
 
     def _sigmas(self) -> Tensor:
         """[1, features]; infinite for the iris, whose stage comes last."""
         sigma = torch.full((NUM_LANDMARKS,), self.config.landmark_sigma)
         sigma[CONTOUR] = self.config.contour_sigma
-        iris, gaps = torch.full((NUM_IRIS,), torch.inf), torch.full((len(_GAPS),), self.config.gap_sigma)
+        iris, gaps = (
+            torch.full((NUM_POINTS - NUM_LANDMARKS,), torch.inf),
+            torch.full((len(_GAPS),), self.config.gap_sigma),
+        )
         return torch.cat([sigma, iris, gaps])[None].to(self.device)
 
     def _precision(self) -> Tensor:

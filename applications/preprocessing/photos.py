@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from applications.preprocessing.align import Crop, crop_from_landmarks, extract, load_photo, recrop
+from applications.preprocessing.calibration import landmark_offsets
 from applications.preprocessing.detect import Face, FaceDetector, MediaPipeDetector
 from applications.preprocessing.fit import CONTOUR, Fit, FitConfig, fit_heads
 from applications.preprocessing.report import ReportFolder, draw_overlay
@@ -141,10 +142,12 @@ def find_photos(source: str | os.PathLike[str]) -> tuple[Path, list[str]]:
     return path, sorted(names)
 
 
-def fit_and_crop(model: HeadModel, faces: list[Face], *, config: FitConfig | None = None) -> tuple[list[Crop], Fit]:
+def fit_and_crop(
+    model: HeadModel, faces: list[Face], *, offsets: Tensor | None = None, config: FitConfig | None = None
+) -> tuple[list[Crop], Fit]:
     """Detected faces -> crops in which the head lies as EG3D's convention wants it, and the fits in them.
 
-    The iris is used if every face of the batch has one.
+    The iris is used if every face of the batch has one. `offsets` as in fit_heads.
     """
     crops = [crop_from_landmarks(face.landmarks) for face in faces]
     fit: Fit | None = None
@@ -154,7 +157,7 @@ def fit_and_crop(model: HeadModel, faces: list[Face], *, config: FitConfig | Non
         landmarks = [crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)]
         iris = [crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True) if face.iris is not None]
         both = _tensor(iris) if len(iris) == len(faces) else None
-        fit = fit_heads(model, _tensor(landmarks), iris=both, start=fit, config=config or FitConfig())
+        fit = fit_heads(model, _tensor(landmarks), iris=both, start=fit, offsets=offsets, config=config or FitConfig())
     assert fit is not None
     return crops, fit
 
@@ -214,6 +217,7 @@ class _Run:
         self.fits: list[tuple[object, ...]] = []
         self.errors: list[np.ndarray] = []  # [68] shares of the image side
         self.eye_distances: list[float] = []  # shares of the image side
+        self.offsets = landmark_offsets(detector.name, model.name)
         regions = model.regions
         shown = (regions['face'] | regions['eyes']).cpu()
         self._shown = model.template.faces.cpu()[shown].numpy()
@@ -224,7 +228,7 @@ class _Run:
         found = [item for name in names if (item := self._find(name)) is not None]
         if not found:
             return
-        crops, fit = fit_and_crop(self.model, [face for _, _, face, _ in found])
+        crops, fit = fit_and_crop(self.model, [face for _, _, face, _ in found], offsets=self.offsets)
         vertices = cameras.head_to_world(self.model.forward(fit.params).vertices)
         points = cameras.project(vertices, fit.label)[0].cpu().numpy()
         for index, (name, photo, face, faces) in enumerate(found):

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnnlib.errors import UserError
+
 PARAM_FIELDS = ('identity', 'expression', 'jaw', 'neck', 'eyes', 'rotation', 'translation')
 FIXED_WIDTHS = {'jaw': 3, 'neck': 3, 'eyes': 6, 'rotation': 3, 'translation': 3}
 NUM_LANDMARKS = 68
@@ -117,8 +119,8 @@ class HeadTemplate:
     uv: Tensor  # [T, 2] float32 in [0, 1], v up (OBJ convention)
     uv_faces: Tensor  # [F, 3] int64 into uv
     eye_mask: Tensor  # [S, S] float32 in [0, 1] over uv, row 0 at v = 1; 1 keeps, 0 drops (eyeballs)
-    landmark_faces: Tensor  # [68] int64 into faces
-    landmark_barycentrics: Tensor  # [68, 3] float32
+    landmark_faces: Tensor  # [68] int64 into faces; empty where nobody says where the landmarks are (an OBJ alone)
+    landmark_barycentrics: Tensor  # [68, 3] float32, or [0, 3]
 
     def __post_init__(self) -> None:
         num_faces = self.faces.shape[0]
@@ -143,8 +145,17 @@ class HeadTemplate:
     def from_state(state: Mapping[str, Tensor]) -> HeadTemplate:
         return HeadTemplate(**dict(state))
 
+    @property
+    def has_landmarks(self) -> bool:
+        return len(self.landmark_faces) > 0
+
     def landmarks(self, vertices: Tensor) -> Tensor:
-        """Barycentric landmarks [N, 68, 3] of posed vertices [N, V, 3]; differentiable."""
+        """Barycentric landmarks [N, 68, 3] of posed vertices [N, V, 3]; differentiable. UserError if it has none."""
+        if not self.has_landmarks:
+            raise UserError(
+                'landmarks: this topology does not say where they are; give the 68 points beside the mesh '
+                "(--obj_path with --lms_path), or the user's FLAME file (--head-model)"
+            )
         corners = vertices[:, self.faces.to(vertices.device)[self.landmark_faces.to(vertices.device)]]
         weights = self.landmark_barycentrics.to(vertices)
         return (corners * weights[None, :, :, None]).sum(dim=2)
