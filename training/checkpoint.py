@@ -89,9 +89,28 @@ def load_snapshot(path: str | os.PathLike[str]) -> Snapshot:
         raise UserError(f'{path}: not a usable snapshot of this version ({type(error).__name__}: {error})') from error
 
 
-def load_generator(path: str | os.PathLike[str], *, device: torch.device | str = 'cpu') -> LoadedGenerator:
-    """The averaged generator of a snapshot, rebuilt from its own config and template; UserError as load_snapshot."""
-    snapshot = load_snapshot(path)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReleaseAssets:
+    """Files that belong to a pickle of the public release; None: looked for inside it and next to it."""
+
+    topology: str | None = None  # OBJ with uv coordinates
+    eye_mask: str | None = None  # PNG over uv, white keeps
+
+
+def load_generator(
+    path: str | os.PathLike[str], *, device: torch.device | str = 'cpu', assets: ReleaseAssets | None = None
+) -> LoadedGenerator:
+    """The averaged generator of a snapshot, rebuilt from its own config and template, or of the public release's
+    pickle (told apart by content), which `assets` are for; UserError as load_snapshot.
+    """
+    if is_pickle(path):
+        from training.legacy_files import read_release
+
+        snapshot = read_release(path, assets=assets or ReleaseAssets(), only=('G_ema',))
+    else:
+        snapshot = load_snapshot(path)
+        if assets is not None and (assets.topology or assets.eye_mask):
+            raise UserError(f'{path}: a snapshot holds its topology; leave out --topology and --eye-mask')
     generator = Generator(snapshot.config.generator, snapshot.template)
     load_state(generator, snapshot.networks['G_ema'], where=f'{path}: G_ema')
     generator = generator.eval().requires_grad_(False).to(device)
@@ -204,12 +223,21 @@ def _load(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     return content
 
 
+def is_pickle(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a bare pickle (EG3D's and the public release's), not one of ours; UserError if unreadable."""
+    try:
+        with open(path, 'rb') as handle:
+            return handle.read(1) == b'\x80'  # the opcode of protocol 2 and later
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
 def _check_zip(path: Path) -> None:
     """UserError unless the file is a zip whose checksums hold (torch itself does not check them)."""
     with open(path, 'rb') as handle:
         magic = handle.read(4)
     if magic[:2] != b'PK':
-        raise UserError(f'{path}: not a snapshot or state of this project (EG3D and Next3D pickles are imported first)')
+        raise UserError(f'{path}: not a snapshot or state of this project, nor a pickle of EG3D or Next3D')
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -200,7 +200,7 @@ _SYNTH64 = {
     'G.render_resolution': 32, 'G.depth_samples': 12, 'G.importance_samples': 12, 'G.image_resolution': 64,
     'G.superres_channels': 32, 'D.image_resolution': 64, 'D.channel_base': 2048, 'D.channel_max': 128,
     'D.mapping_layers': 2, 'L.r1_gamma': 0.2, 'L.blur_sigma': 1.25, 'L.blur_fade_kimg': 8.0,
-    'L.pose_swap_fade_kimg': 20.0, 'batch': 8, 'kimg': 200.0, 'tick_kimg': 1.0, 'snapshot_ticks': 4,
+    'L.pose_swap_fade_kimg': 20.0, 'batch': 8, 'kimg': 200.0, 'tick_kimg': 1.0, 'snapshot_ticks': 4, 'image_ticks': 4,
 }  # fmt: skip
 _DEBUG = {
     **_SYNTH64, 'G.z_dim': 16, 'G.w_dim': 16, 'G.plane_resolution': 16, 'G.plane_channels': 8, 'G.channel_base': 128,

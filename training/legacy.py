@@ -181,3 +181,34 @@ def _refuse(problem: str, names: list[str]) -> None:
     if names:
         more = f' and {len(names) - 3} more' if len(names) > 3 else ''
         raise UserError(f'state_dict: {problem} key(s) {", ".join(sorted(names)[:3])}{more}')
+
+
+@click.command(cls=Command)
+@click.argument('source')
+@click.argument('target', required=False)
+@click.option('--topology', metavar='OBJ', help='head_template.obj of DECA. Default: beside SOURCE, or inside it.')
+@click.option('--eye-mask', metavar='PNG', help='uv_face_eye_mask.png of DECA. Default: inside SOURCE, or beside it.')
+@click.option('--dynamic-planes', type=click.Choice(['all', 'front']), help='front: for weights trained so (ADR 11).')
+@click.option('--generator-only', is_flag=True, help='Leave the discriminator out.')
+@click.option('--cfg', help='Preset to start from a file of EG3D, which has no head networks.')
+@click.option('--seed', type=click.IntRange(min=0), help='Of the weights that a file of EG3D does not have.')
+@click.option('--export', metavar='PT', help="Write SOURCE with the release's names; TARGET may be left out.")
+def main(source: str, target: str | None, **options: Any) -> None:
+    """Convert SOURCE, a pickle of Next3D's public release or of EG3D, to the snapshot TARGET.
+
+    No code in SOURCE is run. SOURCE may also be a snapshot, with --export.
+
+    \b
+    Examples:
+        python -m training.legacy next3d_ffhq_512.pkl release.pkl --topology=head_template.obj
+        python -m training.legacy ffhqrebalanced512-64.pkl start.pkl --cfg=ffhq512
+        python -m training.legacy network-snapshot-001000.pkl --export=state.pt
+    """
+    from training.legacy_files import convert
+
+    for line in convert(source, target, **options):
+        click.echo(line)
+
+
+if __name__ == '__main__':
+    main()

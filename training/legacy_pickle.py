@@ -56,6 +56,7 @@ class LegacyNetwork:
     class_name: str
     kwargs: dict[str, Any]  # constructor arguments
     state_dict: dict[str, Tensor]  # on the CPU, as stored
+    attributes: dict[str, Tensor]  # tensors that the network keeps outside its state dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,6 +295,7 @@ def _network(record: _Record) -> LegacyNetwork:
         class_name=str(record.state.get('__class_name__', record.class_name)),
         kwargs={**kwargs, **{key: record.state[key] for key in ('rendering_kwargs',) if key in record.state}},
         state_dict=dict(_state(record, '', 0, [0])),
+        attributes={name: value for name, value in record.state.items() if isinstance(value, Tensor)},
     )
 
 
