@@ -8,7 +8,9 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list
 
 
 @click.command(cls=Command)
-@click.option('--network', required=True, help='Snapshot (network-snapshot-*.pkl).')
+@click.option('--network', required=True, help="Snapshot (network-snapshot-*.pkl), or the public release's pickle.")
+@click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
+@click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
 @click.option('--outdir', required=True, help='Folder for the pictures.')
 @click.option('--seeds', default='0-7', show_default=True, help='Like 0,1,4-7.')
 @click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
@@ -17,6 +19,9 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list
     '--yaws', default='0.4,0,-0.4', show_default=True, help='Camera yaws, radians; + is to the left of the subject.'
 )
 @click.option('--pitches', default='0', show_default=True, help='Camera pitches, radians; one, or one a yaw.')
+@click.option(
+    '--fov-deg', type=click.FloatRange(1, 120), help='Field of view as EG3D counts it. Default: 18.837 (focal 4.2647).'
+)
 @click.option('--obj_path', '--obj-path', help='Head from an OBJ of the same topology (head frame, metres).')
 @click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
 @click.option('--head', 'params_path', help='Head from an .npz of HeadParams (row --index).')
@@ -36,12 +41,15 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
 def main(
     network: str,
+    topology: str | None,
+    eye_mask: str | None,
     outdir: str,
     seeds: str,
     trunc: float,
     trunc_cutoff: int | None,
     yaws: str,
     pitches: str,
+    fov_deg: float | None,
     obj_path: str | None,
     lms_path: str | None,
     params_path: str | None,
@@ -61,6 +69,7 @@ def main(
         python gen_samples.py --network=SNAPSHOT --outdir=out --seeds=0-7 --trunc=0.7
         python gen_samples.py --network=SNAPSHOT --outdir=out --expression=jawOpen --expression=mouthSmileLeft:0.5
         python gen_samples.py --network=SNAPSHOT --outdir=out --seeds=3 --shapes --shape-res=256
+        python gen_samples.py --network=next3d_ffhq_512.pkl --obj_path=demo.obj --lms_path=demo_kpt2d.txt --outdir=out
     """
     numbers = parse_int_list(seeds, option='--seeds')
     yaw_values = parse_float_list(yaws, option='--yaws')
@@ -69,8 +78,10 @@ def main(
     from applications.heads import HeadChoice, choose_head
     from applications.samples import SampleOptions, view_labels, write_samples
     from torch_utils.devices import choose_device
-    from training.checkpoint import load_generator
+    from training import cameras
+    from training.checkpoint import ReleaseAssets, load_generator
 
+    focal = cameras.FOCAL if fov_deg is None else cameras.focal_from_fov(fov_deg)
     choice = HeadChoice(
         obj_path=obj_path,
         lms_path=lms_path,
@@ -83,13 +94,15 @@ def main(
     options = SampleOptions(
         seeds=tuple(numbers),
         outdir=outdir,
-        labels=view_labels(yaw_values, pitch_values),
+        labels=view_labels(yaw_values, pitch_values, focal=focal),
+        focal=focal,
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
         shape_resolution=shape_res if shapes else None,
         shape_level=shape_level,
     )
-    loaded = load_generator(network, device=choose_device(device))
+    assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
+    loaded = load_generator(network, device=choose_device(device), assets=assets)
     write_samples(loaded.generator, choose_head(choice, loaded), options, report=click.echo)
 
 

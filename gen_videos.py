@@ -11,7 +11,9 @@ from dnnlib.cli import Command, parse_int_list
 
 
 @click.command(cls=Command)
-@click.option('--network', required=True, help='Snapshot (network-snapshot-*.pkl).')
+@click.option('--network', required=True, help="Snapshot (network-snapshot-*.pkl), or the public release's pickle.")
+@click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
+@click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
 @click.option('--output', required=True, help='The .mp4 to write.')
 @click.option(
     '--seeds', default='0', show_default=True, help='Like 0,1,4-7: one a cell, or with interpolation several.'
@@ -23,6 +25,8 @@ from dnnlib.cli import Command, parse_int_list
 @click.option('--drive', help='Expression sequence: talk, blink, gaze, turn, all, a dataset, or an .npz of HeadParams.')
 @click.option('--drive-items', help='Dataset items that are the key poses, like 0,3,5-8. Default: the first 8.')
 @click.option('--head-identity', help='Head shape from DATASET[:ITEM] or FILE.npz[:ROW]. Default: the neutral shape.')
+@click.option('--obj_path', '--obj-path', help='Undriven head from an OBJ of the same topology (head frame, metres).')
+@click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
 @click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
 @click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
@@ -34,6 +38,8 @@ from dnnlib.cli import Command, parse_int_list
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
 def main(
     network: str,
+    topology: str | None,
+    eye_mask: str | None,
     output: str,
     seeds: str,
     grid: str | None,
@@ -43,6 +49,8 @@ def main(
     drive: str | None,
     drive_items: str | None,
     head_identity: str | None,
+    obj_path: str | None,
+    lms_path: str | None,
     head_model: str | None,
     trunc: float,
     trunc_cutoff: int | None,
@@ -69,7 +77,7 @@ def main(
 
     from applications.videos import VideoOptions, make_video
     from torch_utils.devices import choose_device
-    from training.checkpoint import load_generator
+    from training.checkpoint import ReleaseAssets, load_generator
 
     options = VideoOptions(
         seeds=tuple(numbers),
@@ -82,6 +90,8 @@ def main(
         drive=drive,
         drive_items=None if items is None else tuple(items),
         head_identity=head_identity,
+        obj_path=obj_path,
+        lms_path=lms_path,
         head_model_path=head_model,
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
@@ -89,7 +99,8 @@ def main(
         scale=scale,
         crf=crf,
     )
-    loaded = load_generator(network, device=choose_device(device))
+    assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
+    loaded = load_generator(network, device=choose_device(device), assets=assets)
     count = make_video(loaded, options, progress=_show_progress)
     click.echo(f'{output}: {count} frames')
 

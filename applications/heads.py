@@ -44,7 +44,8 @@ def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
         if choice.expressions:
             raise UserError('--expression: cannot be added to --obj_path (a mesh has no parameters)')
         return obj_head(choice.obj_path, loaded, lms_path=choice.lms_path)
-    if not sources and not choice.expressions:
+    known = cpu_template(loaded).has_landmarks
+    if not sources and not choice.expressions and (known or not choice.head_model_path):
         vertices = cpu_template(loaded).vertices[None]
         return HeadInput(vertices, cpu_template(loaded).landmarks(vertices))
     if choice.data and not choice.expressions:
@@ -66,7 +67,10 @@ def cpu_template(loaded: LoadedGenerator) -> HeadTemplate:
 def network_head_model(loaded: LoadedGenerator, *, path: str | None = None) -> HeadModel:
     """The head model that the network was trained with; UserError if it is another or missing."""
     head = load_head_model(loaded.head_model_name, path=path)
-    if head.content_hash != loaded.info.head_model_hash:
+    if not loaded.info.head_model_hash:  # an imported network: its topology is all that is known of its head model
+        if not torch.equal(head.template.faces, cpu_template(loaded).faces):
+            raise UserError(f'head model {head.name}: its faces are not those that the network was trained with')
+    elif head.content_hash != loaded.info.head_model_hash:
         raise UserError(
             f'head model {head.name}: its content ({head.content_hash[:12]}) is not that of the training data '
             f'({loaded.info.head_model_hash[:12]}); use the version that the network was trained with'
@@ -83,14 +87,19 @@ def obj_head(path: str, loaded: LoadedGenerator, *, lms_path: str | None = None)
 
 
 def read_landmarks(path: str | os.PathLike[str]) -> Tensor:
-    """68 x 3 numbers (head frame, metres) from a .npy or a text file -> [68, 3]."""
+    """68 x 3 numbers (head frame, metres) from a .npy or a text file (the release's kpt2d) -> [68, 3]."""
     try:
-        values = np.load(path, allow_pickle=False) if str(path).endswith('.npy') else np.loadtxt(path, ndmin=2)
+        if str(path).endswith('.npy'):
+            values = np.load(path, allow_pickle=False)
+        else:
+            words = Path(path).read_text(encoding='utf-8').replace(',', ' ').split()
+            values = np.array(words, dtype=np.float64)
     except (ValueError, EOFError) as error:
         raise UserError(f'{path}: not a table of {NUM_LANDMARKS} x 3 numbers ({error})') from error
-    if values.shape != (NUM_LANDMARKS, 3) or not np.isfinite(values).all():
-        raise UserError(f'{path}: expected {NUM_LANDMARKS} x 3 finite numbers, got {list(values.shape)}')
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+    if values.dtype.kind not in 'fiu' or values.size != NUM_LANDMARKS * 3 or not np.isfinite(values).all():
+        found = 'others' if values.size == NUM_LANDMARKS * 3 else f'{values.size} of them'
+        raise UserError(f'{path}: expected {NUM_LANDMARKS} x 3 finite numbers, got {found}')
+    return torch.from_numpy(values.reshape(NUM_LANDMARKS, 3).astype(np.float32))
 
 
 def read_params(path: str | os.PathLike[str], head: HeadModel) -> HeadParams:

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from applications import images, meshes
 from dnnlib import UserError
 from dnnlib.files import make_output_folder
-from torch_utils.rng import stream
 from training import cameras
 from training.generator import Generator, Planes
 from training.head.model import HeadInput
@@ -30,31 +30,44 @@ class SampleOptions:
     truncation_cutoff: int | None = None
     shape_resolution: int | None = None  # None: no shapes
     shape_level: float | None = None
+    focal: float = cameras.FOCAL  # of the camera that the latents are conditioned on
 
 
-def view_labels(yaws: list[float], pitches: list[float]) -> Tensor:
+def view_labels(yaws: list[float], pitches: list[float], *, focal: float = cameras.FOCAL) -> Tensor:
     """Camera labels [views, 25]; a single yaw or pitch serves all views."""
     count = max(len(yaws), len(pitches))
     if {len(yaws), len(pitches)} - {1, count}:
         raise UserError(f'--pitches: expected one number or as many as --yaws, got {len(pitches)} for {len(yaws)} yaws')
     yaw = torch.tensor(yaws).expand(count) if len(yaws) == 1 else torch.tensor(yaws)
     pitch = torch.tensor(pitches).expand(count) if len(pitches) == 1 else torch.tensor(pitches)
-    return cameras.orbit_camera(yaw, pitch)
+    return cameras.orbit_camera(yaw, pitch, focal=focal)
 
 
-def frontal_label() -> Tensor:
+def frontal_label(*, focal: float = cameras.FOCAL) -> Tensor:
     """The camera [1, 25] that scripts condition on, whatever camera they draw."""
-    return cameras.orbit_camera(torch.zeros(1), torch.zeros(1))
+    return cameras.orbit_camera(torch.zeros(1), torch.zeros(1), focal=focal)
 
 
 def seed_latents(
-    generator: Generator, seeds: list[int] | tuple[int, ...], *, truncation_psi: float, truncation_cutoff: int | None
+    generator: Generator,
+    seeds: list[int] | tuple[int, ...],
+    *,
+    truncation_psi: float,
+    truncation_cutoff: int | None,
+    focal: float = cameras.FOCAL,
 ) -> Tensor:
-    """ws [seeds, num_ws, w_dim]; each seed's is its own, whatever the others are."""
+    """ws [seeds, num_ws, w_dim]; each seed's is its own, whatever the others are: z as EG3D and the release draw it."""
     device = next(generator.parameters()).device
-    z = torch.cat([torch.randn(1, generator.config.z_dim, generator=stream('sample', seed)) for seed in seeds])
-    label = frontal_label().to(device).expand(len(seeds), -1)
+    z = torch.cat([seed_z(seed, generator.config.z_dim) for seed in seeds])
+    label = frontal_label(focal=focal).to(device).expand(len(seeds), -1)
     return generator.map(z.to(device), label, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+
+
+def seed_z(seed: int, z_dim: int) -> Tensor:
+    """The latent [1, z_dim] that a seed stands for in EG3D, in the public release and here; a seed below 2^32."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f'--seeds: expected numbers from 0 to {2**32 - 1}, got {seed}')
+    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
 
 
 @torch.no_grad()
@@ -84,6 +97,7 @@ def write_samples(
             [seed],
             truncation_psi=options.truncation_psi,
             truncation_cutoff=options.truncation_cutoff,
+            focal=options.focal,
         )
         planes = generator.deform(generator.identity(ws), head)
         views = [generator.render(planes, label[None]) for label in labels]

@@ -110,6 +110,8 @@ class VideoOptions:
     drive: str | None = None  # a demo's name, a packed dataset, or an .npz of HeadParams
     drive_items: tuple[int, ...] | None = None
     head_identity: str | None = None  # DATASET[:INDEX] or .npz; None: the neutral shape
+    obj_path: str | None = None  # a mesh instead, which nothing drives
+    lms_path: str | None = None
     head_model_path: str | None = None
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
@@ -162,8 +164,14 @@ def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
 
 def _planned_heads(loaded: LoadedGenerator, options: VideoOptions) -> HeadInput:
     """The posed heads: one a frame when driven, else a single one."""
-    if options.drive is None and options.head_identity is None:
-        return choose_head(HeadChoice(), loaded)
+    driven = options.drive is not None or options.head_identity is not None
+    if driven and options.obj_path:
+        raise UserError('--obj_path: a mesh has no parameters; leave out --drive and --head-identity')
+    if not driven:
+        choice = HeadChoice(
+            obj_path=options.obj_path, lms_path=options.lms_path, head_model_path=options.head_model_path
+        )
+        return choose_head(choice, loaded)
     head = network_head_model(loaded, path=options.head_model_path)
     identity = head.neutral().identity
     if options.head_identity is not None:

@@ -129,11 +129,11 @@ def kill_at(point: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             step(self, real)
 
-        Trainer.step = dying_step
+        Trainer.step = dying_step  # type: ignore[method-assign]
     elif kind == 'write':
         name, limit = rest.split()
         write = checkpoint._Writer.write
-        written = {}
+        written: dict[Any, int] = {}
 
         def dying_write(self: Any, data: Any) -> int:
             count = write(self, data)
@@ -143,7 +143,7 @@ def kill_at(point: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return count
 
-        checkpoint._Writer.write = dying_write
+        checkpoint._Writer.write = dying_write  # type: ignore[method-assign]
     else:
         replace = os.replace
 
@@ -155,7 +155,7 @@ def kill_at(point: str) -> None:
             if kind == 'rename':
                 replace(source, target)
 
-        os.replace = dying_replace
+        os.replace = dying_replace  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from dnnlib import UserError
+from tests.cases_legacy import PickledModule, write_pickle
 from tests.cases_parity import assert_gradients, assert_parity
+from training.checkpoint import ReleaseAssets, load_generator
 from training.generator import Generator, Identity, Planes
 from training.head.model import HeadInput
 from training.legacy import (
     export_discriminator_state,
     export_generator_state,
     load_discriminator_state,
-    load_generator_file,
     load_generator_state,
     release_generator_name,
 )
@@ -161,51 +159,17 @@ def test_export_gives_the_names_and_numbers_back(case: dict, generator: Generato
         assert all(torch.equal(value, original[name].float()) for name, value in exported.items())
 
 
-class PickledModule:
-    """A module of the release as it pickles itself: a persistent object of its attributes."""
-
-    def __init__(self, state: dict[str, Tensor], **attributes: Any) -> None:
-        children: dict[str, dict[str, Tensor]] = {}
-        self.state: dict[str, Any] = {'_parameters': {}, '_buffers': {}, '_modules': {}, **attributes}
-        for name, value in state.items():
-            child, dot, rest = name.partition('.')
-            if dot:
-                children.setdefault(child, {})[rest] = value
-            else:
-                self.state['_parameters'][name] = torch.nn.Parameter(value, requires_grad=False)
-        self.state['_modules'] = {name: PickledModule(child) for name, child in children.items()}
-
-    def __reduce__(self) -> tuple:
-        reconstruct = sys.modules['torch_utils.persistence']._reconstruct_persistent_obj
-        meta = {'type': 'class', 'version': 6, 'module_src': '1 / 0', 'class_name': 'TriPlaneGenerator'}
-        return reconstruct, ({**meta, 'state': self.state},)
-
-
 def test_a_network_pickle_of_the_release_is_read(
-    case: dict, files: dict[str, Path], generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: dict, files: dict[str, Path], generator: Generator, tmp_path: Path
 ) -> None:
-    module = types.ModuleType('torch_utils.persistence')
-
-    def _reconstruct_persistent_obj(meta: dict) -> None:
-        raise AssertionError
-
-    _reconstruct_persistent_obj.__module__ = module.__name__
-    _reconstruct_persistent_obj.__qualname__ = '_reconstruct_persistent_obj'
-    monkeypatch.setattr(module, '_reconstruct_persistent_obj', _reconstruct_persistent_obj, raising=False)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    networks = {
-        'G_ema': PickledModule(
-            {k: v for k, v in case['G_state'].items() if v.is_floating_point()}, _init_kwargs=case['G_kwargs']
-        ),
-        'D': PickledModule(case['D_state'], _init_kwargs=case['D_kwargs']),
-    }
-    (tmp_path / 'release.pkl').write_bytes(pickle.dumps(networks))
-    loaded = load_generator_file(tmp_path / 'release.pkl', topology=files['topology'], eye_mask=files['eye_mask'])
+    path = write_pickle(
+        tmp_path / 'release.pkl',
+        G_ema=PickledModule(case['G_state'], _init_kwargs=case['G_kwargs']),
+        D=PickledModule(case['D_state'], _init_kwargs=case['D_kwargs']),
+    )
+    assets = ReleaseAssets(topology=str(files['topology']), eye_mask=str(files['eye_mask']))
+    loaded = load_generator(path, assets=assets).generator
     assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.state_dict().items())
-    with pytest.raises(UserError, match='D has no texture_backbone'):
-        load_generator_file(tmp_path / 'release.pkl', name='D', topology=files['topology'], eye_mask=files['eye_mask'])
-    with pytest.raises(UserError, match='holds D, G_ema, but not G'):
-        load_generator_file(tmp_path / 'release.pkl', name='G', topology=files['topology'], eye_mask=files['eye_mask'])
 
 
 def test_unknown_missing_and_misshapen_keys_are_refused(case: dict, files: dict[str, Path]) -> None:

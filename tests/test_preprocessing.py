@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from applications.preprocessing.align import Crop, crop_from_landmarks, extract, recrop
+from applications.preprocessing.calibration import NUM_POINTS, POINT_MIRROR, estimate_offsets, landmark_offsets
 from applications.preprocessing.fit import CONTOUR, fit_heads, project_head
 from applications.preprocessing.photos import camera_angles, fit_and_crop
 from applications.preprocessing.solver import levenberg_marquardt
@@ -14,6 +15,7 @@ from tests.cases_preprocessing import face_in_photo, random_heads
 from training import cameras
 from training.head import load_head_model
 from training.head.model import HeadModel
+from training.head.rotation import axis_angle_matrix
 
 SIDE = 512  # pixels of the crops in which errors are counted
 
@@ -134,6 +136,51 @@ def test_an_outlier_on_the_jaw_line_does_not_move_the_face(model: HeadModel) -> 
     spoiled[:, 2] += 60 / SIDE
     clean, fit = fit_heads(model, landmarks), fit_heads(model, spoiled)
     assert (fit.landmarks - clean.landmarks)[:, CONTOUR.stop :].norm(dim=-1).mean() * SIDE < 1.0
+
+
+def test_offsets_of_the_detector_are_measured_and_undone(model: HeadModel) -> None:
+    """Points seen at constant places beside the model's give those places, and then the same fit as exact ones."""
+    params, label = random_heads(model, 12, seed=9)
+    rng = torch.Generator().manual_seed(10)
+    params = params.replace(neck=0.2 * torch.randn(12, 3, generator=rng))
+    offsets = 0.003 * torch.randn(NUM_POINTS, 3, generator=rng)
+    offsets = 0.5 * (offsets + offsets[list(POINT_MIRROR)] * torch.tensor([-1.0, 1.0, 1.0]))
+    with torch.no_grad():
+        head = model.forward(params)
+    points = torch.cat([head.landmarks, head.vertices[:, model.gaze_vertices.reshape(-1)]], dim=1)
+    turn = axis_angle_matrix(params.neck)
+    seen, _ = cameras.project(cameras.head_to_world(points + offsets @ turn.transpose(1, 2)), label)
+    seen[0] += 0.1  # a detection that failed
+    measured = estimate_offsets(points, label, turn, seen)
+    error = (measured - offsets).norm(dim=1)
+    assert error.mean() < 0.0008  # metres; of 3 mm and more, seen from a few sides only
+    assert (measured - offsets)[:, :2].norm(dim=1).mean() < 0.0003
+
+    params, label = random_heads(model, 2, seed=11)
+    landmarks, iris = project_head(model, params, label, offsets=offsets)
+    fit = fit_heads(model, landmarks, iris=iris, offsets=offsets)
+    assert fit.error.mean() * SIDE < 0.5
+    assert torch.rad2deg((fit.params.eyes - params.eyes).abs()).max() < 2.0
+    with pytest.raises(ValueError, match='offsets: expected shape'):
+        fit_heads(model, landmarks, offsets=offsets[:68])
+
+
+def test_points_mirror_in_pairs(model: HeadModel) -> None:
+    assert [POINT_MIRROR[i] for i in POINT_MIRROR] == list(range(NUM_POINTS))
+    head = model.forward(model.neutral())
+    points = torch.cat([head.landmarks[0], head.vertices[0, model.gaze_vertices.reshape(-1)]])
+    assert torch.allclose(points[list(POINT_MIRROR)] * torch.tensor([-1.0, 1.0, 1.0]), points, atol=2e-4)
+
+
+def test_stored_offsets_are_whole_and_symmetric() -> None:
+    offsets = landmark_offsets('mediapipe', 'makehuman')
+    assert offsets is not None
+    assert list(offsets.shape) == [NUM_POINTS, 3]
+    assert offsets.norm(dim=1).max() < 0.02
+    flipped = offsets[list(POINT_MIRROR)] * torch.tensor([-1.0, 1.0, 1.0])
+    assert torch.allclose(flipped, offsets, atol=2e-5)
+    assert landmark_offsets('mediapipe', 'another head') is None
+    assert landmark_offsets('another detector', 'makehuman') is None
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_ema_averages_parameters_and_copies_buffers() -> None:
     average, model = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     nn.init.constant_(average.weight, 2.0)
     nn.init.constant_(model.weight, 4.0)
+    assert model.running_mean is not None
+    assert average.running_mean is not None
     model.running_mean.fill_(7.0)
     update_ema(average, model, beta=0.75)
     assert torch.allclose(average.weight, torch.full([3], 2.5))

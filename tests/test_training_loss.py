@@ -45,7 +45,7 @@ class LinearDiscriminator(nn.Module):
     def forward(self, *, image: Tensor, image_raw: Tensor, label: Tensor, template: Tensor, rng: Any) -> Tensor:
         self.seen = {'image': image, 'image_raw': image_raw, 'template': template, 'label': label}
         parts = ((self.a, image), (self.b, image_raw), (self.c, template))
-        return sum((weight * x).sum(dim=(1, 2, 3)) for weight, x in parts)[:, None]
+        return torch.stack([(weight * x).sum(dim=(1, 2, 3)) for weight, x in parts]).sum(dim=0)[:, None]
 
 
 class LineGenerator(nn.Module):
@@ -184,6 +184,7 @@ def test_r1_closed_form() -> None:
     assert torch.allclose(terms.penalty, wanted.expand(3), rtol=1e-5)
     assert torch.allclose(terms.loss, 3 * wanted, rtol=1e-5)
     terms.loss.backward()
+    assert discriminator.a.grad is not None
     assert torch.allclose(discriminator.a.grad, 6 * discriminator.a, rtol=1e-5)  # d/da gamma/2 |a|^2
     assert discriminator.c.grad is None
 
@@ -226,6 +227,7 @@ def test_fakes_take_camera_and_head_from_one_item(tmp_path: Path) -> None:
     assert 0.25 < swapped < 0.7
     assert len(set(items)) > 10  # one item a sample, not one a batch
     same = source.fake(16, swap_probability=0.0, rng=stream(1))
+    assert same.mapping_label is not None
     assert torch.equal(same.label, same.mapping_label)
 
 
@@ -254,7 +256,7 @@ def test_every_parameter_gets_a_gradient(tmp_path: Path) -> None:
         for name, parameter in network.named_parameters():
             if name.endswith('noise_strength') or (name.endswith('.weight') and not parameter.any()):
                 nn.init.constant_(parameter, 0.1)
-    seen = {}
+    seen: dict[int, float] = {}
     for player, network in ((trainer.g, trainer.generator), (trainer.d, trainer.discriminator)):
         player.optimizer.register_step_pre_hook(
             lambda *_, network=network: seen.update(

@@ -1,6 +1,6 @@
 """Measure where a detector's landmarks lie on the embedded head: renders it, detects, solves. Run by hand.
 
-    python -m tools.calibrate_landmarks --num=160
+    python -m tools.calibrate_landmarks --num=120
 
 Writes assets/landmark_offsets.json (applications/preprocessing/calibration.py). Run it again after a change
 of the head model's landmarks or of the detector's index table. Needs the extra [preprocess].
@@ -28,8 +28,8 @@ STRIDE = 4  # images of one identity follow each other: take one of each
 
 
 @click.command(cls=Command)
-@click.option('--num', default=160, show_default=True, help='Renderings, each of another identity.')
-@click.option('--seed', default=1, show_default=True, help='Seed of the renderings.')
+@click.option('--num', default=120, show_default=True, help='Renderings, each of another identity.')
+@click.option('--seed', default=0, show_default=True, help='Seed of the renderings.')
 @click.option('--landmarker', help="MediaPipe's face_landmarker.task.")
 def main(num: int, seed: int, landmarker: str | None) -> None:
     """Measure the offsets of MediaPipe's landmarks on the embedded head."""

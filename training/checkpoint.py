@@ -153,14 +153,6 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
     module.load_state_dict(dict(state))
 
 
-def copy_matching(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Copy the tensors whose name and shape fit (a warm start); returns the module's names that were not found."""
-    own = module.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    module.load_state_dict(fitting, strict=False)
-    return sorted(set(own) - set(fitting))
-
-
 class _Writer:
     """A file handle that remembers why writing failed, since torch.save reports every failure alike."""
 

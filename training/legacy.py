@@ -10,14 +10,12 @@ python -m training.legacy --help shows the command; whole files are read by trai
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-import torch
 from torch import Tensor, nn
 
 from dnnlib.cli import Command
@@ -102,7 +100,9 @@ def export_generator_state(generator: Generator) -> dict[str, Tensor]:
     for name in _STRUCTURE:
         wanted = None if release is None else getattr(release, name)
         if getattr(config, name) != wanted:
-            raise UserError(f"generator: only one built like the release has its names, not {name}={getattr(config, name)!r}")
+            raise UserError(
+                f'generator: only one built like the release has its names, not {name}={getattr(config, name)!r}'
+            )
     state = {release_generator_name(name): value.detach().clone() for name, value in generator.state_dict().items()}
     return {**derived_buffers(generator.template), **state}
 

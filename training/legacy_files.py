@@ -58,9 +58,7 @@ def any_generator(file: LegacyFile, *, where: str | os.PathLike[str]) -> LegacyN
     return network
 
 
-def read_release(
-    path: str | os.PathLike[str], *, assets: ReleaseAssets, only: tuple[str, ...] = NETWORKS
-) -> Snapshot:
+def read_release(path: str | os.PathLike[str], *, assets: ReleaseAssets, only: tuple[str, ...] = NETWORKS) -> Snapshot:
     """A pickle of the public release as one of our snapshots; networks that it lacks, or not in `only`, are empty.
 
     Nothing in the file is run. UserError for a foreign, damaged or hostile file, for keys and arguments that have

@@ -21,8 +21,6 @@ from torch_utils.stats import Moments, Stats
 from training.checkpoint import (
     Info,
     Snapshot,
-    copy_matching,
-    load_snapshot,
     load_training_state,
     save_snapshot,
     save_training_state,
@@ -36,6 +34,7 @@ from training.head import load_head_model
 from training.reporting import Tick, memory, progress_bar
 from training.run_directory import STATE_FILE, RunDirectory, changed_fields, exclusive
 from training.trainer import DivergedError, Trainer
+from training.warm_start import start_from
 
 # names, generator=, dataset=, communicator=, images_seen= -> one JSON-able result with 'metric' and 'value' a name;
 # collective. Given by the caller because metrics lie beside training, not below it.
@@ -123,20 +122,11 @@ def _dry_run(communicator: Communicator, config: TrainConfig, dataset: HeadDatas
 
 
 def warm_start(trainer: Trainer, config: TrainConfig) -> list[str]:
-    """Copy what fits from the snapshot `config.resume`; lines for the log. UserError if nothing fits."""
+    """Copy what fits from the file `config.resume`; lines for the log. UserError if nothing fits."""
     if config.resume is None:
         return []
-    snapshot = load_snapshot(config.resume)
-    lines = []
     modules = {'G': trainer.generator, 'D': trainer.discriminator, 'G_ema': trainer.average}
-    for name, module in modules.items():
-        missing = copy_matching(module, snapshot.networks[name])
-        total = len(module.state_dict())
-        if len(missing) == total:
-            raise UserError(f'--resume: {config.resume}: no tensor of {name} fits this config')
-        rest = f'; not there or of another shape: {", ".join(missing[:5])}' if missing else ''
-        lines.append(f'{name}: {total - len(missing)} of {total} tensors from {config.resume}{rest}')
-    return lines
+    return start_from(config.resume, modules, config)
 
 
 class Run:

@@ -327,7 +327,7 @@ def build_networks(
     channels_last = device.type == 'cpu' or config.precision != 'fp32'
     memory_format = torch.channels_last if channels_last else torch.preserve_format
     for network in (generator, discriminator):
-        network.to(device=device, memory_format=memory_format).train()
+        network.to(device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
     return generator, discriminator
 
 

@@ -100,11 +100,19 @@ def fit_heads(
     return problem.result(state)
 
 
-def project_head(model: HeadModel, params: HeadParams, label: Tensor) -> tuple[Tensor, Tensor]:
-    """The 68 landmarks [N, 68, 2] and the iris vertices [N, 2, 5, 2] of a head in the image, in [0, 1]."""
+def project_head(
+    model: HeadModel, params: HeadParams, label: Tensor, *, offsets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The 68 landmarks [N, 68, 2] and the iris points [N, 2, 5, 2] of a head in the image, in [0, 1].
+
+    With `offsets` [78, 3] as in fit_heads: where a detector would see them on a head without neck pose.
+    """
     head = model.forward(params)
     gaze = head.vertices[:, model.gaze_vertices.to(head.vertices.device).reshape(-1)]
-    points, _ = cameras.project(cameras.head_to_world(torch.cat([head.landmarks, gaze], dim=1)), label)
+    places = torch.cat([head.landmarks, gaze], dim=1)
+    if offsets is not None:
+        places = places + offsets.to(places)
+    points, _ = cameras.project(cameras.head_to_world(places), label)
     return points[:, :NUM_LANDMARKS], points[:, NUM_LANDMARKS:].reshape(-1, 2, 5, 2)
 
 
