@@ -54,7 +54,10 @@ def test_every_field_has_a_reader() -> None:
     from pathlib import Path
 
     root = Path(config.__file__).resolve().parent.parent
-    files = [*root.glob('*.py'), *(path for folder in ('training', 'torch_utils') for path in (root / folder).rglob('*.py'))]
+    files = [
+        *root.glob('*.py'),
+        *(path for folder in ('training', 'torch_utils') for path in (root / folder).rglob('*.py')),
+    ]
     text = '\n'.join(path.read_text() for path in files if path.name != 'config.py')
     unread = [
         f'{cls.__name__}.{field.name}'

@@ -97,7 +97,9 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     z, label, head = inputs()
     out = generator(z, label, head, rng=torch.Generator().manual_seed(0))
     torch.manual_seed(2)
-    (out.image * torch.randn_like(out.image)).sum().add((out.image_raw * torch.randn_like(out.image_raw)).sum()).backward()
+    (out.image * torch.randn_like(out.image)).sum().add(
+        (out.image_raw * torch.randn_like(out.image_raw)).sum()
+    ).backward()
     dead = [
         name for name, parameter in generator.named_parameters()
         if parameter.grad is None or not torch.isfinite(parameter.grad).all() or parameter.grad.abs().max() == 0

@@ -27,11 +27,15 @@ def test_visible_vertices_show_their_colour(mode: str) -> None:
         'uv': torch.cat([TEMPLATE.uv * 2 - 1, torch.ones(len(TEMPLATE.uv), 1)], dim=1).expand(2, -1, -1),
         'normals': normals,
     }[mode]
-    seam = (TEMPLATE.uv[:, 0] < 0.03) | (TEMPLATE.uv[:, 0] > 0.97) | (TEMPLATE.uv[:, 1] < 0.1) | (TEMPLATE.uv[:, 1] > 0.9)
+    seam = (
+        (TEMPLATE.uv[:, 0] < 0.03) | (TEMPLATE.uv[:, 0] > 0.97) | (TEMPLATE.uv[:, 1] < 0.1) | (TEMPLATE.uv[:, 1] > 0.9)
+    )
     for n in range(2):
         facing = (normals[n, :, 2] < -0.4) & ~seam
         assert facing.sum() > 100
-        shown = torch.nn.functional.grid_sample(image[n : n + 1], at[n, facing][None, None] * 2 - 1, align_corners=False)
+        shown = torch.nn.functional.grid_sample(
+            image[n : n + 1], at[n, facing][None, None] * 2 - 1, align_corners=False
+        )
         error = (shown[0, :, 0].T - colors[n, facing]).abs()
         assert error.max() < 0.12
         assert error.mean() < 0.02

@@ -75,7 +75,9 @@ def test_importance_samples_follow_the_weights() -> None:
     fine = importance_depths(depths, weights, 1000, rng=torch.Generator().manual_seed(0)).flatten()
     near = ((fine - depths.flatten()[20]).abs() < 0.1).float().mean()
     assert near > 0.7
-    assert torch.equal(importance_depths(depths, weights, 10, rng=None), importance_depths(depths, weights, 10, rng=None))
+    assert torch.equal(
+        importance_depths(depths, weights, 10, rng=None), importance_depths(depths, weights, 10, rng=None)
+    )
 
 
 def make_scene(count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Decoder]:

@@ -170,7 +170,7 @@ class Trainer:
             images_seen=self.images_seen,
             batch=self.config.batch,
             half_life_kimg=half_life,
-            rampup=self.config.ema_rampup,
+            rampup=None if self.config.resume else self.config.ema_rampup,
         )
         update_ema(self.average, self.generator, beta=beta)
         self.images_seen += self.config.batch
