@@ -76,12 +76,11 @@ def main(
     pitch_values = parse_float_list(pitches, option='--pitches')
 
     from applications.heads import HeadChoice, choose_head
-    from applications.samples import SampleOptions, view_labels, write_samples
+    from applications.samples import CameraRig, SampleOptions, view_labels, write_samples
     from torch_utils.devices import choose_device
     from training import cameras
     from training.checkpoint import ReleaseAssets, load_generator
 
-    focal = cameras.FOCAL if fov_deg is None else cameras.focal_from_fov(fov_deg)
     choice = HeadChoice(
         obj_path=obj_path,
         lms_path=lms_path,
@@ -91,18 +90,19 @@ def main(
         expressions=expressions,
         head_model_path=head_model,
     )
+    assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
+    loaded = load_generator(network, device=choose_device(device), assets=assets)
+    rig = CameraRig.of(loaded.config, focal=cameras.FOCAL if fov_deg is None else cameras.focal_from_fov(fov_deg))
     options = SampleOptions(
         seeds=tuple(numbers),
         outdir=outdir,
-        labels=view_labels(yaw_values, pitch_values, focal=focal),
-        focal=focal,
+        labels=view_labels(yaw_values, pitch_values, rig=rig),
+        rig=rig,
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
         shape_resolution=shape_res if shapes else None,
         shape_level=shape_level,
     )
-    assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
-    loaded = load_generator(network, device=choose_device(device), assets=assets)
     write_samples(loaded.generator, choose_head(choice, loaded), options, report=click.echo)
 
 

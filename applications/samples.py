@@ -14,9 +14,31 @@ from applications import images, meshes
 from dnnlib import UserError
 from dnnlib.files import make_output_folder
 from training import cameras
+from training.config import TrainConfig
 from training.generator import Generator, Planes
 from training.head.model import HeadInput
 from training.template_rendering import render_template
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CameraRig:
+    """Cameras that look at the head as those of the training data do."""
+
+    focal: float = cameras.FOCAL
+    centre: tuple[float, float, float] | None = None  # of the sphere that they stand on; None: the pivot
+
+    @staticmethod
+    def of(config: TrainConfig, *, focal: float = cameras.FOCAL) -> CameraRig:
+        """The rig of a network: EG3D's, about the origin, for weights of the release; else about the pivot."""
+        return CameraRig(focal=focal, centre=(0.0, 0.0, 0.0) if config.preset.endswith('-release') else None)
+
+    def labels(self, yaw: Tensor, pitch: Tensor) -> Tensor:
+        """Labels [N, 25] from angles [N] in radians."""
+        return cameras.orbit_camera(yaw, pitch, centre=self.centre, focal=self.focal)
+
+    def front(self) -> Tensor:
+        """The camera [1, 25] that scripts condition on, whatever camera they draw."""
+        return self.labels(torch.zeros(1), torch.zeros(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,22 +52,17 @@ class SampleOptions:
     truncation_cutoff: int | None = None
     shape_resolution: int | None = None  # None: no shapes
     shape_level: float | None = None
-    focal: float = cameras.FOCAL  # of the camera that the latents are conditioned on
+    rig: CameraRig = CameraRig()  # where the camera stands that the latents are conditioned on
 
 
-def view_labels(yaws: list[float], pitches: list[float], *, focal: float = cameras.FOCAL) -> Tensor:
+def view_labels(yaws: list[float], pitches: list[float], *, rig: CameraRig) -> Tensor:
     """Camera labels [views, 25]; a single yaw or pitch serves all views."""
     count = max(len(yaws), len(pitches))
     if {len(yaws), len(pitches)} - {1, count}:
         raise UserError(f'--pitches: expected one number or as many as --yaws, got {len(pitches)} for {len(yaws)} yaws')
     yaw = torch.tensor(yaws).expand(count) if len(yaws) == 1 else torch.tensor(yaws)
     pitch = torch.tensor(pitches).expand(count) if len(pitches) == 1 else torch.tensor(pitches)
-    return cameras.orbit_camera(yaw, pitch, focal=focal)
-
-
-def frontal_label(*, focal: float = cameras.FOCAL) -> Tensor:
-    """The camera [1, 25] that scripts condition on, whatever camera they draw."""
-    return cameras.orbit_camera(torch.zeros(1), torch.zeros(1), focal=focal)
+    return rig.labels(yaw, pitch)
 
 
 def seed_latents(
@@ -54,12 +71,12 @@ def seed_latents(
     *,
     truncation_psi: float,
     truncation_cutoff: int | None,
-    focal: float = cameras.FOCAL,
+    rig: CameraRig,
 ) -> Tensor:
     """ws [seeds, num_ws, w_dim]; each seed's is its own, whatever the others are: z as EG3D and the release draw it."""
     device = next(generator.parameters()).device
     z = torch.cat([seed_z(seed, generator.config.z_dim) for seed in seeds])
-    label = frontal_label(focal=focal).to(device).expand(len(seeds), -1)
+    label = rig.front().to(device).expand(len(seeds), -1)
     return generator.map(z.to(device), label, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
 
 
@@ -97,7 +114,7 @@ def write_samples(
             [seed],
             truncation_psi=options.truncation_psi,
             truncation_cutoff=options.truncation_cutoff,
-            focal=options.focal,
+            rig=options.rig,
         )
         planes = generator.deform(generator.identity(ws), head)
         views = [generator.render(planes, label[None]) for label in labels]

@@ -24,7 +24,7 @@ from torch import Tensor
 from applications import images
 from applications.driving import DEFAULT_FRAMES, DriveOptions, drive_sequence, transfer
 from applications.heads import HeadChoice, choose_head, identity_coefficients, network_head_model
-from applications.samples import frontal_label, seed_latents
+from applications.samples import CameraRig, seed_latents
 from dnnlib import UserError
 from dnnlib.files import explain_os_error, make_output_folder
 from training import cameras
@@ -149,16 +149,18 @@ def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
         raise UserError(f'--seeds: a grid of {options.columns}x{options.rows} needs {cells} seeds, got {len(seeds)}')
     heads = _planned_heads(loaded, options)
     frames = len(heads) if options.drive else options.frames or DEFAULT_FRAMES
+    rig = CameraRig.of(loaded.config)
     ws = seed_latents(
         loaded.generator,
         seeds,
+        rig=rig,
         truncation_psi=options.truncation_psi,
         truncation_cutoff=options.truncation_cutoff,
     )
     latents: Latents = StillLatents(ws)
     if interpolate:
         latents = LoopedLatents(ws.reshape(cells, -1, *ws.shape[1:]), frames=frames)
-    labels = orbit_labels(frames, fps=options.fps) if 'orbit' in options.motions else frontal_label()
+    labels = orbit_labels(frames, fps=options.fps, rig=rig) if 'orbit' in options.motions else rig.front()
     return Scene(latents=latents, heads=heads, labels=labels, frames=frames)
 
 
@@ -207,11 +209,11 @@ def _equal(first: HeadInput, second: HeadInput) -> bool:
     return torch.equal(first.vertices, second.vertices) and torch.equal(first.landmarks, second.landmarks)
 
 
-def orbit_labels(frames: int, *, fps: float) -> Tensor:
+def orbit_labels(frames: int, *, fps: float, rig: CameraRig) -> Tensor:
     """Cameras [frames, 25] swaying about the head; a whole number of rounds, so that the video loops."""
     rounds = max(1, round(frames / fps / ORBIT_SECONDS))
     phase = 2 * math.pi * rounds * torch.arange(frames) / max(frames, 1)
-    return cameras.orbit_camera(ORBIT_YAW * phase.sin(), ORBIT_PITCH * phase.cos())
+    return rig.labels(ORBIT_YAW * phase.sin(), ORBIT_PITCH * phase.cos())
 
 
 def frame_pictures(

@@ -30,7 +30,7 @@ from PIL import Image
 import gen_samples
 import gen_videos
 from applications.heads import HeadChoice, choose_head
-from applications.samples import seed_latents
+from applications.samples import CameraRig, seed_latents
 from dnnlib import UserError
 from training import legacy
 from training.checkpoint import ReleaseAssets, load_generator, load_snapshot
@@ -140,15 +140,16 @@ def test_landmark_files_of_any_form(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_seed_means_the_same_latent_as_in_the_release(folder: Path) -> None:
-    generator = load_generator(folder / 'whole.pkl').generator
-    ws = seed_latents(generator, [7], truncation_psi=1.0, truncation_cutoff=None)
+    loaded = load_generator(folder / 'whole.pkl')
+    generator, rig = loaded.generator, CameraRig.of(loaded.config)
+    ws = seed_latents(generator, [7], truncation_psi=1.0, truncation_cutoff=None, rig=rig)
     z = torch.from_numpy(np.random.RandomState(7).randn(1, SIZE.z_dim)).float()
     camera = torch.tensor(
-        [[1.0, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 2.9, 0, 0, 0, 1, 4.2647, 0, 0.5, 0, 4.2647, 0.5, 0, 0, 1]]
+        [[1.0, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 2.7, 0, 0, 0, 1, 4.2647, 0, 0.5, 0, 4.2647, 0.5, 0, 0, 1]]
     )
     torch.testing.assert_close(ws, generator.map(z, camera), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match='--seeds: expected numbers from 0'):
-        seed_latents(generator, [2**32], truncation_psi=1.0, truncation_cutoff=None)
+        seed_latents(generator, [2**32], truncation_psi=1.0, truncation_cutoff=None, rig=rig)
 
 
 def test_scripts_take_the_pickle(folder: Path, tmp_path: Path) -> None:

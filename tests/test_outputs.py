@@ -21,7 +21,7 @@ import gen_samples
 import gen_videos
 from applications import images, meshes
 from applications.heads import HeadChoice, choose_head, save_params
-from applications.samples import seed_latents
+from applications.samples import CameraRig, seed_latents
 from applications.videos import LoopedLatents, Scene, StillLatents, orbit_labels, render_scene, write_mp4
 from dnnlib import UserError
 from training import cameras
@@ -32,6 +32,7 @@ from training.head.model import HeadInput
 from training.head.obj import write_obj
 
 HEAD = embedded_head()
+RIG = CameraRig()
 
 
 @pytest.fixture(scope='module')
@@ -297,9 +298,10 @@ def frames_of(generator: Generator, scene: Scene) -> list[torch.Tensor]:
 def test_a_moving_camera_only_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = tiny_generator()
     counted = Counted(generator, monkeypatch)
-    ws = seed_latents(generator, [0, 1], truncation_psi=1.0, truncation_cutoff=None)
+    ws = seed_latents(generator, [0, 1], truncation_psi=1.0, truncation_cutoff=None, rig=RIG)
     pictures = frames_of(
-        generator, Scene(latents=StillLatents(ws), heads=choose_neutral(), labels=orbit_labels(5, fps=30), frames=5)
+        generator,
+        Scene(latents=StillLatents(ws), heads=choose_neutral(), labels=orbit_labels(5, fps=30, rig=RIG), frames=5),
     )
     assert counted.calls == {'identity': 1, 'deform': 1, 'render': 5}
     assert not torch.equal(pictures[0], pictures[2])
@@ -308,9 +310,11 @@ def test_a_moving_camera_only_renders(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driven_face_keeps_its_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = tiny_generator()
     counted = Counted(generator, monkeypatch)
-    ws = seed_latents(generator, [0], truncation_psi=1.0, truncation_cutoff=None)
+    ws = seed_latents(generator, [0], truncation_psi=1.0, truncation_cutoff=None, rig=RIG)
     opening = HEAD.neutral(4).replace(jaw=torch.tensor([[0.0, 0, 0], [0.3, 0, 0], [0.3, 0, 0], [0.0, 0, 0]]))
-    scene = Scene(latents=StillLatents(ws), heads=HEAD.forward(opening), labels=orbit_labels(1, fps=30), frames=4)
+    scene = Scene(
+        latents=StillLatents(ws), heads=HEAD.forward(opening), labels=orbit_labels(1, fps=30, rig=RIG), frames=4
+    )
     pictures = frames_of(generator, scene)
     assert counted.calls == {'identity': 1, 'deform': 3, 'render': 4}  # the third frame's head is the second's
     assert not torch.equal(pictures[0], pictures[1])
@@ -320,8 +324,8 @@ def test_a_driven_face_keeps_its_identity(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_cells_of_a_grid_equal_single_renderings() -> None:
     generator = tiny_generator()
-    ws = seed_latents(generator, list(range(6)), truncation_psi=0.7, truncation_cutoff=None)
-    labels = orbit_labels(1, fps=30)
+    ws = seed_latents(generator, list(range(6)), truncation_psi=0.7, truncation_cutoff=None, rig=RIG)
+    labels = orbit_labels(1, fps=30, rig=RIG)
     together = frames_of(generator, Scene(latents=StillLatents(ws), heads=choose_neutral(), labels=labels, frames=1))[0]
     for cell in (0, 5):
         single = Scene(latents=StillLatents(ws[[cell]]), heads=choose_neutral(), labels=labels, frames=1)
@@ -339,9 +343,9 @@ def test_interpolation_is_periodic_and_meets_its_keys() -> None:
 
 
 def test_orbit_is_a_loop_around_the_front() -> None:
-    labels = orbit_labels(240, fps=30)
+    labels = orbit_labels(240, fps=30, rig=RIG)
     positions = labels[:, [3, 7, 11]]
-    torch.testing.assert_close(positions[0], orbit_labels(120, fps=30)[0, [3, 7, 11]])
+    torch.testing.assert_close(positions[0], orbit_labels(120, fps=30, rig=RIG)[0, [3, 7, 11]])
     torch.testing.assert_close(positions[:120], positions[120:], rtol=0, atol=1e-5)  # two rounds
     assert positions[:, 0].max() > 0.8
     torch.testing.assert_close(positions[:, 0].mean(), torch.tensor(0.0), rtol=0, atol=1e-4)

@@ -19,7 +19,8 @@ def test_composite_against_a_loop() -> None:
     colors = torch.rand(2, 3, 6, 4, dtype=torch.float64)
     sigma = torch.randn(2, 3, 6, 1, dtype=torch.float64) * 4
     depths = torch.rand(2, 3, 6, 1, dtype=torch.float64).sort(dim=2)[0] + 1
-    out, depth, weights = composite(colors, sigma, depths)
+    shuffle = torch.tensor([3, 0, 5, 1, 4, 2])
+    out, depth, weights = composite(colors[:, :, shuffle], sigma[:, :, shuffle], depths[:, :, shuffle])
     for n in range(2):
         for m in range(3):
             through, color, total = 1.0, torch.zeros(4, dtype=torch.float64), 0.0

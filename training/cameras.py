@@ -52,9 +52,12 @@ def intrinsics(count: int = 1, *, focal: float = FOCAL, device: torch.device | N
 
 
 def focal_from_fov(degrees: float) -> float:
-    """Normalized focal length of EG3D's --fov-deg: the angle across the image diagonal halved by sqrt(2), so
-    that 18.837 gives 4.2627 (the labels' 4.2647 within rounding), while the image side spans 13.4 degrees."""
-    return 1 / (math.sqrt(2) * math.tan(math.radians(degrees) / 2))
+    """Normalized focal length of EG3D's --fov-deg, in its own arithmetic (1.414, and pi to five decimals).
+
+    The angle counts across the diagonal: 18.837 gives 4.2634 (the labels have 4.2647), while the image side spans
+    13.4 degrees.
+    """
+    return 1 / (1.414 * math.tan(degrees * 3.14159 / 360))
 
 
 def look_at(position: Tensor, target: Tensor, *, up: Tensor | None = None) -> Tensor:
@@ -76,12 +79,17 @@ def orbit_camera(
     roll: Tensor | None = None,  # [N] radians about the optical axis; positive: the image turns anticlockwise
     radius: float = RADIUS,
     pivot: tuple[float, float, float] = PIVOT,
+    centre: tuple[float, float, float] | None = None,
     focal: float = FOCAL,
 ) -> Tensor:
-    """Labels [N, 25] of cameras on a sphere about `pivot`; yaw = pitch = 0 faces the head."""
+    """Labels [N, 25] of cameras on a sphere about `centre` that look at `pivot`; yaw = pitch = 0 faces the head.
+
+    centre None: the pivot, as in our own data. EG3D's and the release's cameras lie about the origin.
+    """
     direction = torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], dim=-1)
     target = yaw.new_tensor(pivot).expand_as(direction)
-    cam2world = look_at(target + radius * direction, target)
+    middle = target if centre is None else yaw.new_tensor(centre)
+    cam2world = look_at(middle + radius * direction, target)
     if roll is not None:
         turn = torch.eye(4, dtype=yaw.dtype, device=yaw.device).repeat(len(yaw), 1, 1)
         turn[:, 0, 0], turn[:, 0, 1] = roll.cos(), -roll.sin()

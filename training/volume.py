@@ -51,20 +51,32 @@ def stratified_depths(
     return start.view(1, 1, num, 1) + jitter * step
 
 
-def composite(colors: Tensor, sigma: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Front-to-back compositing between sample midpoints.
+def ray_weights(sigma: Tensor, depths: Tensor) -> Tensor:
+    """Opacity that each interval between two samples adds to its ray, front to back.
 
-    colors [N, M, D, C], sigma and depths [N, M, D, 1], sorted by depth ->
-    colours [N, M, C], weighted depth sum [N, M, 1], weights [N, M, D - 1, 1].
+    sigma and depths [N, M, D, 1], sorted by depth -> weights [N, M, D - 1, 1].
     """
     delta = depths[:, :, 1:] - depths[:, :, :-1]
-    mid_colors = (colors[:, :, :-1] + colors[:, :, 1:]) / 2
     mid_sigma = (sigma[:, :, :-1] + sigma[:, :, 1:]) / 2
-    mid_depths = (depths[:, :, :-1] + depths[:, :, 1:]) / 2
     alpha = 1 - torch.exp(-delta * F.softplus(mid_sigma - 1))
     through = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :, :1]), 1 - alpha + 1e-10], dim=2), dim=2)
-    weights = alpha * through[:, :, :-1]
-    return (weights * mid_colors).sum(dim=2), (weights * mid_depths).sum(dim=2), weights
+    return alpha * through[:, :, :-1]
+
+
+def composite(colors: Tensor, sigma: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Front-to-back compositing between sample midpoints; the samples may come in any order.
+
+    colors [N, M, D, C], sigma and depths [N, M, D, 1] ->
+    colours [N, M, C], weighted depth sum [N, M, 1], total weight [N, M, 1].
+    An interval shows the mean of its two ends, so each sample gets half the weight of both its intervals; these
+    are put back into the order of the samples instead of sorting the (much wider) colours.
+    """
+    ordered, order = depths.sort(dim=2)
+    weights = ray_weights(sigma.gather(2, order), ordered)
+    halves = F.pad(weights, (0, 0, 0, 1)) / 2 + F.pad(weights, (0, 0, 1, 0)) / 2
+    share = torch.zeros_like(halves).scatter(2, order, halves)
+    mixed = share.flatten(0, 1).transpose(1, 2) @ colors.flatten(0, 1)  # [N M, 1, C]
+    return mixed.view(*colors.shape[:2], -1), (share * depths).sum(dim=2), weights.sum(dim=2)
 
 
 @torch.no_grad()
@@ -127,19 +139,15 @@ class VolumeRenderer(nn.Module):
     ) -> RayRendering:
         """Planes [N, 3, C, R, R] along rays [N, M, 3]; rng None is deterministic (midpoints)."""
         count, num_rays, _ = origins.shape
-        coarse = stratified_depths(count, num_rays, self.config, rng=rng, like=origins)
-        colors, sigma = self._march(planes, origins, directions, coarse, decoder)
-        depths = coarse
+        depths = stratified_depths(count, num_rays, self.config, rng=rng, like=origins)
+        colors, sigma = self._march(planes, origins, directions, depths, decoder)
         if self.config.importance_samples > 0:
             with torch.no_grad():
-                weights = composite(colors[..., :1], sigma, coarse)[2]
-            fine = importance_depths(coarse, weights, self.config.importance_samples, rng=rng)
+                fine = importance_depths(depths, ray_weights(sigma, depths), self.config.importance_samples, rng=rng)
             fine_colors, fine_sigma = self._march(planes, origins, directions, fine, decoder)
-            depths, order = torch.cat([coarse, fine], dim=2).sort(dim=2)
-            colors = torch.cat([colors, fine_colors], dim=2).gather(2, order.expand(-1, -1, -1, colors.shape[-1]))
-            sigma = torch.cat([sigma, fine_sigma], dim=2).gather(2, order)
-        features, weighted_depth, weights = composite(colors, sigma, depths)
-        total = weights.sum(dim=2)
+            depths = torch.cat([depths, fine], dim=2)
+            colors, sigma = torch.cat([colors, fine_colors], dim=2), torch.cat([sigma, fine_sigma], dim=2)
+        features, weighted_depth, total = composite(colors, sigma, depths)
         # Clamped to each sample's own range; the release takes the whole batch's.
         nearest, farthest = depths.amin(dim=(1, 2))[:, None], depths.amax(dim=(1, 2))[:, None]  # [N, 1, 1]
         safe = torch.where(total > 0, total, torch.ones_like(total))
