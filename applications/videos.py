@@ -27,7 +27,6 @@ from applications.heads import HeadChoice, choose_head, identity_coefficients, n
 from applications.samples import CameraRig, seed_latents
 from dnnlib import UserError
 from dnnlib.files import explain_os_error, make_output_folder
-from training import cameras
 from training.checkpoint import LoadedGenerator
 from training.generator import Generator, Identity, Planes
 from training.head.model import HeadInput
