@@ -34,6 +34,13 @@ def largest_error(result: Tensor, reference: Any) -> tuple[float, float]:
     return error, float(reference['stats']['absmax'])
 
 
+def decoded(coded: dict) -> Tensor:
+    """An alpha of the fixture: 0, 1, or the next of its fractions."""
+    values = coded['code'].float()
+    values[coded['code'] == 2] = coded['frac']
+    return values
+
+
 def assert_parity(name: str, result: Tensor, case: dict, *, reference: Any = None, floor: str = '') -> None:
     """`result` equals stage `name` (or `reference`) within four noise floors or 1e-5 of the largest magnitude.
 

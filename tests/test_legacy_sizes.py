@@ -97,8 +97,8 @@ def test_derived_buffers_filters_and_half_precision(files: tuple[Path, Path, Ten
         loaded = load_generator_state(other, kwargs, **paths).state_dict()
         assert loaded.keys() == reference.keys()
     rounded = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
-    loaded = load_generator_state(rounded, kwargs, **paths)
-    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    exact = load_generator_state(rounded, kwargs, **paths)
+    assert {value.dtype for value in exact.state_dict().values()} == {torch.float32}
     with pytest.raises(UserError, match='its texture coordinates are not those of the state'):
         load_generator_state({**state, 'uvcoords': derived['uvcoords'] + 0.01}, kwargs, **paths)
     with pytest.raises(UserError, match=r'its faces are not those of the state \(uvfaces\)'):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dnnlib import UserError
 from tests.cases_legacy import PickledModule, write_pickle
-from tests.cases_parity import assert_gradients, assert_parity
+from tests.cases_parity import assert_gradients, assert_parity, decoded
 from training.checkpoint import ReleaseAssets, load_generator
 from training.generator import Generator, Identity, Planes
 from training.head.model import HeadInput
@@ -64,13 +64,6 @@ def planes(generator: Generator, identity: Identity, head: HeadInput) -> Planes:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def decoded(coded: dict) -> Tensor:
-    """An alpha of the fixture: 0, 1, or the next of its fractions."""
-    values = coded['code'].float()
-    values[coded['code'] == 2] = coded['frac']
-    return values
 
 
 def test_map_truncates_as_recorded(case: dict, generator: Generator) -> None:

@@ -1,6 +1,6 @@
 """Draw a metric over training as a PNG, from the metric-*.jsonl of one or more runs.
 
-    python -m tools.draw_training_curve runs/synth64/metric-fd_random500_full.jsonl docs/images/synth64_curve.png
+python -m tools.draw_training_curve runs/synth64/metric-fd_random500_full.jsonl docs/images/synth64_curve.png
 """
 
 from __future__ import annotations

@@ -206,8 +206,8 @@ _DEBUG = {
     **_SYNTH64, 'G.z_dim': 16, 'G.w_dim': 16, 'G.plane_resolution': 16, 'G.plane_channels': 8, 'G.channel_base': 128,
     'G.channel_max': 8, 'G.mouth_resolution': 16, 'G.mouth_channels': 24, 'G.decoder_hidden': 8,
     'G.render_resolution': 8, 'G.depth_samples': 4, 'G.importance_samples': 4, 'G.image_resolution': 16,
-    'G.superres_channels': 8, 'D.image_resolution': 16, 'D.channel_base': 128, 'D.channel_max': 8, 'batch': 4, 'kimg': 1, 'tick_kimg': 0.016,
-    'snapshot_ticks': 1, 'image_ticks': 1,
+    'G.superres_channels': 8, 'D.image_resolution': 16, 'D.channel_base': 128, 'D.channel_max': 8, 'batch': 4,
+    'kimg': 1, 'tick_kimg': 0.016, 'snapshot_ticks': 1, 'image_ticks': 1,
 }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
     if communicator.device.type == 'cpu':
         keep_freed_memory()
     if communicator.is_main:
-        library.load(communicator.device.type)  # built by one rank, before any collective
+        library.use_native(communicator.device)  # built by one rank, before any collective
     communicator.barrier()
     dataset = open_dataset(config, head_model=options.head_model)
     if options.dry_run:
