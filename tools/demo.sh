@@ -20,8 +20,8 @@ network=$(ls "$out"/run/network-snapshot-*.pkl | tail -n 1)
 say "5/6 Scoring $network (a Frechet distance on a stand-in network: not FID)"
 python calc_metrics.py --network="$network" --data="$out/synth64.zip" --metrics=fd_random500_full --out="$out/metrics.jsonl"
 say "6/6 Samples, and one person talking while the camera orbits"
-python gen_samples.py --network="$network" --seeds=0-7 --trunc=0.7 --outdir="$out/samples"
-python gen_videos.py --network="$network" --seeds=3 --trunc=0.7 --motion=orbit --drive=talk --with-template --scale=4 \
+python gen_samples.py --network="$network" --seeds=0-7 --trunc=0.8 --outdir="$out/samples"
+python gen_videos.py --network="$network" --seeds=5 --trunc=0.8 --motion=orbit --drive=talk --with-template --scale=4 \
   --output="$out/talk.mp4"
 
 say "Done. Look at:"
