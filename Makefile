@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 NUM ?= 4000
-KIMG ?= 1.5
+KIMG ?= 1.2
 
 .PHONY: demo test check format doctor clean
 

@@ -4,6 +4,8 @@
 set -euo pipefail
 out=$1 num=$2 kimg=$3
 start=$SECONDS
+# Two ranks of one thread each train more than twice as fast on two cores as one rank of two threads.
+ranks=$(python -c "import os; print(min(2, os.cpu_count() or 1))")
 say() { printf '\n[%3d s] %s\n' $((SECONDS - start)) "$1"; }
 mkdir -p "$out"
 
@@ -15,7 +17,7 @@ say "3/6 Checking the dataset, with the mesh drawn over some images"
 python dataset_tool.py validate "$out/synth64.zip" --overlay="$out/overlay.png"
 say "4/6 Training synth64 for $kimg thousand images, starting from the pretrained assets/synth64.pkl"
 python train.py --outdir="$out/run" --cfg=synth64 --data="$out/synth64.zip" --resume=assets/synth64.pkl \
-  --blur-fade-kimg=0 --set L.pose_swap_fade_kimg=0 --kimg="$kimg" --tick=0.25 --snap=6
+  --gpus="$ranks" --blur-fade-kimg=0 --set L.pose_swap_fade_kimg=0 --kimg="$kimg" --tick=0.25 --snap=6
 network=$(ls "$out"/run/network-snapshot-*.pkl | tail -n 1)
 say "5/6 Scoring $network (a Frechet distance on a stand-in network: not FID)"
 python calc_metrics.py --network="$network" --data="$out/synth64.zip" --metrics=fd_random500_full --out="$out/metrics.jsonl"
