@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cases_flame
 import click
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_heads_need_landmarks_that_no_obj_has(folder: Path) -> None:
             choose_head(choice, loaded)
     with pytest.raises(UserError, match="head model 'flame': FLAME is not shipped; give the path"):
         choose_head(HeadChoice(expressions=('jawOpen',)), loaded)
+
+
+def test_flame_drives_an_imported_network(folder: Path, tmp_path: Path) -> None:
+    """With the user's FLAME file the release's network needs no mesh: parameters and landmarks come from there."""
+    flame = cases_flame.write_folder(tmp_path / 'flame', cases_flame.arrays())
+    shutil.copy(folder / 'release.pkl', tmp_path / 'release.pkl')
+    obj = str(flame / 'head_template_mesh.obj')
+    loaded = load_generator(
+        tmp_path / 'release.pkl', assets=ReleaseAssets(topology=obj, eye_mask=str(folder / 'mask.png'))
+    )
+    neutral = choose_head(HeadChoice(head_model_path=str(flame)), loaded)
+    opened = choose_head(HeadChoice(head_model_path=str(flame), expressions=('jawOpen',)), loaded)
+    assert neutral.vertices.shape == opened.vertices.shape == (1, 40, 3)
+    assert (neutral.landmarks - opened.landmarks).abs().max() > 1e-3
+    other = load_generator(folder / 'release.pkl', assets=assets(folder))
+    with pytest.raises(UserError, match='head model flame2020: its faces are not those that the network was trained'):
+        choose_head(HeadChoice(head_model_path=str(flame)), other)
 
 
 def test_landmark_files_of_any_form(folder: Path, tmp_path: Path) -> None:

@@ -213,6 +213,31 @@ def test_tensors_cannot_claim_more_than_the_file_holds(data: bytes, message: str
         read_legacy_pickle(path)
 
 
+def test_what_a_graphics_card_held_is_read_on_the_cpu(modules: types.SimpleNamespace, tmp_path: Path) -> None:
+    """The release leaves the renderer's axes where they last were; old versions of torch name the storage after it."""
+    stream = io.BytesIO()
+    torch.save(torch.arange(4.0)._typed_storage(), stream, _use_new_zipfile_serialization=False)
+    for name in (b'ctorch\n', b'ctorch.cuda\n'):
+        moved = (
+            stream.getvalue().replace(b'X\x03\x00\x00\x00cpu', b'X\x06\x00\x00\x00cuda:0').replace(b'ctorch\n', name)
+        )
+
+        class Axes:
+            def __init__(self, data: bytes) -> None:
+                self.data = data
+
+            def __reduce__(self) -> tuple:
+                storage = Call(torch.storage._load_from_bytes, self.data)
+                return torch._utils._rebuild_tensor_v2, (storage, 0, (2, 2), (2, 1), False, collections.OrderedDict())
+
+        generator = modules.Generator(z_dim=4, rendering_kwargs=modules.EasyDict())
+        generator.plane_axes = Axes(moved)
+        (tmp_path / 'network.pkl').write_bytes(pickle.dumps({'G_ema': generator}))
+        network = read_legacy_pickle(tmp_path / 'network.pkl').networks['G_ema']
+        assert torch.equal(network.attributes['plane_axes'], torch.arange(4.0).view(2, 2))
+        assert 'plane_axes' not in network.state_dict
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='No such file'):
         read_legacy_pickle(tmp_path / 'absent.pkl')

@@ -40,7 +40,7 @@ _DTYPES = {
 # Classes that become inert records: modules of torch and of the three code bases, and numpy's arrays.
 _RECORDS = re.compile(
     r'torch\.nn\.modules\.\w+\.\w+'
-    r'|(training\w*|torch_utils|dnnlib)(\.\w+)+'
+    r'|(training\w*|torch_utils|dnnlib)(\.\w+)+|_imported_module_\w+\.\w+'
     r'|numpy\.(ndarray|dtype|(_?core)\.(multiarray|numeric)\.(_reconstruct|scalar|_frombuffer))'
     r'|torch\.(float16|bfloat16|float32|float64|int8|int16|int32|int64|uint8|bool|device|Size)'
 )
@@ -256,7 +256,7 @@ class _LegacyUnpickler(pickle.Unpickler):
 
 class _StorageUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == 'torch' and name in _DTYPES:
+        if module in ('torch', 'torch.cuda') and name in _DTYPES:
             return _Storage(_DTYPES[name], 0)
         raise _Refused(f'a storage that asks for {module}.{name}')
 
