@@ -16,7 +16,7 @@ from dnnlib.files import sha256_file
 from training.head.flame_file import FlameArrays, read_embedding, read_flame
 from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate, move_tensors
 from training.head.obj import read_obj
-from training.head.rotation import axis_angle_matrix, mirror_rotation, skin
+from training.head.rotation import axis_angle_matrix, mirror_pose, skin
 
 MAX_IDENTITY, MAX_EXPRESSION = 100, 50  # coefficients in use (paper supplement; DECA's choice)
 LAYOUTS = {400: 300, 150: 100}  # total directions -> where the expressions begin
@@ -162,15 +162,10 @@ class FlameHead(HeadModel):
         self._check(params)
         if self._mirror_maps is None:
             self._mirror_maps = self._fit_mirror(self._identity), self._fit_mirror(self._expression)
-        flip = torch.tensor([-1.0, 1.0, 1.0], device=params.translation.device)
-        return HeadParams(
+        return mirror_pose(
+            params,
             identity=params.identity @ self._mirror_maps[0],
             expression=params.expression @ self._mirror_maps[1],
-            jaw=mirror_rotation(params.jaw),
-            neck=mirror_rotation(params.neck),
-            eyes=torch.cat([mirror_rotation(params.eyes[:, 3:]), mirror_rotation(params.eyes[:, :3])], dim=1),
-            rotation=mirror_rotation(params.rotation),
-            translation=params.translation * flip,
         )
 
     def _fit_mirror(self, basis: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dnnlib import UserError
 from dnnlib.files import sha256_file
 from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate, move_tensors
-from training.head.rotation import axis_angle_matrix, mirror_rotation, skin
+from training.head.rotation import axis_angle_matrix, mirror_pose, skin
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / 'assets/makehuman_head.npz'
 PART_NAMES = ('teeth_upper', 'teeth_lower', 'tongue')
@@ -227,15 +227,10 @@ class MakeHumanHead(HeadModel):
     def mirror(self, params: HeadParams) -> HeadParams:
         """See HeadModel.mirror; exact up to float rounding."""
         self._check(params)
-        flip = torch.tensor([-1.0, 1.0, 1.0], device=params.translation.device)
-        return HeadParams(
+        return mirror_pose(
+            params,
             identity=params.identity * self._identity_parity,
             expression=params.expression * self._expression_parity,
-            jaw=mirror_rotation(params.jaw),
-            neck=mirror_rotation(params.neck),
-            eyes=torch.cat([mirror_rotation(params.eyes[:, 3:]), mirror_rotation(params.eyes[:, :3])], dim=1),
-            rotation=mirror_rotation(params.rotation),
-            translation=params.translation * flip,
         )
 
     def expression_coefficients(self, weights: Tensor) -> Tensor:

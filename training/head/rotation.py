@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.head.model import HeadParams
+
 
 def axis_angle_matrix(vectors: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] of axis-angle vectors [..., 3] (radians); smooth everywhere, identity at 0."""
@@ -48,3 +50,17 @@ def skin(vertices: Tensor, weights: Tensor, joints: Tensor, rotations: Tensor, p
 def mirror_rotation(vectors: Tensor) -> Tensor:
     """Axis-angle vectors [..., 3] of the mirrored rotation (x -> -x)."""
     return vectors * torch.tensor([1.0, -1.0, -1.0], dtype=vectors.dtype, device=vectors.device)
+
+
+def mirror_pose(params: HeadParams, *, identity: Tensor, expression: Tensor) -> HeadParams:
+    """The x-mirrored pose of `params` with coefficients that the caller has mirrored; the eyes change places."""
+    flip = torch.tensor([-1.0, 1.0, 1.0], device=params.translation.device)
+    return HeadParams(
+        identity=identity,
+        expression=expression,
+        jaw=mirror_rotation(params.jaw),
+        neck=mirror_rotation(params.neck),
+        eyes=torch.cat([mirror_rotation(params.eyes[:, 3:]), mirror_rotation(params.eyes[:, :3])], dim=1),
+        rotation=mirror_rotation(params.rotation),
+        translation=params.translation * flip,
+    )
