@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dnnlib import UserError
-from torch_utils.ops import bias_act, fill_holes, library, rasterize, upfirdn2d
+from torch_utils.ops import bias_act, fill_holes, library, memory, rasterize, upfirdn2d
 
 PACKAGES = ('torch', 'numpy', 'scipy', 'pillow', 'click', 'imageio', 'imageio-ffmpeg', 'tensorboard', 'ninja')
 
@@ -23,6 +23,9 @@ def report() -> Iterator[tuple[str, bool]]:
     yield from _environment()
     for device in library.present_devices():
         yield from _build(device)
+        if device.type == 'cpu':
+            serves = 'kept and reused' if memory.active() else f'as PyTorch does it, because {memory.reason()}'
+            yield f'memory     cpu: {serves} (NEXT3D_ALLOCATOR {memory.mode()}, one of {", ".join(memory.MODES)})', True
         for name, check in CHECKS.items():
             yield _compare(name, check, device)
 

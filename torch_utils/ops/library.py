@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 
 from dnnlib import UserError
+from torch_utils.ops import memory
 
 MODES = ('auto', 'native', 'reference')
 SOURCE_DIR = Path(__file__).parent / 'csrc'
@@ -120,6 +121,7 @@ def use_native(device: torch.device, *, backend: str | None = None) -> bool:
         return False
     if device.type == 'meta':
         return True
+    memory.mode()  # a wrong value is the user's mistake, not the cause of a failed build
     build = load(device.type)
     if build.library is not None:
         return True
@@ -197,6 +199,8 @@ def _load(device_type: str) -> Build:
     try:
         built = recipe(device_type)
         compiled = build_and_load(built)
+        if device_type == 'cpu':
+            memory.install(built.library)
     except (UserError, OSError, RuntimeError, ImportError) as error:
         return Build(cause=_cause(error), seconds=time.monotonic() - start)
     return Build(library=built.library, seconds=time.monotonic() - start, compiled=compiled)
