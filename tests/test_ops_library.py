@@ -20,6 +20,7 @@ import torch
 from dnnlib import UserError
 from tools import compile_cuda
 from torch_utils.ops import bias_act, fill_holes, library, rasterize, upfirdn2d
+from torch_utils.ops.texture_planes import Mirror
 
 ROOT = Path(__file__).parent.parent
 OPS = (
@@ -273,7 +274,8 @@ def test_cuda_fill_holes_emulated(emulated: Any) -> None:
 def test_cuda_texture_emulated(emulated: Any, dtype: torch.dtype, background: bool) -> None:
     case = cases_ops.texture_case(dtype=dtype)
     native = torch.ops.next3d
-    arguments = (case.face_ids, case.barycentrics, case.face_uv, case.texture, [0, 2, 2, 0], [0, 1, 0, 2], background)
+    turned = [Mirror.NONE, Mirror.COLUMNS, Mirror.NONE, Mirror.ROWS]
+    arguments = (case.face_ids, case.barycentrics, case.face_uv, case.texture, [0, 2, 2, 0], turned, background)
     planes = native.texture_planes(*arguments)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(emulated.texture_planes(*arguments), planes, atol=tolerance, rtol=tolerance)
