@@ -52,6 +52,7 @@ def _environment() -> Iterator[tuple[str, bool]]:
         f'rasterizer native, reference{", pytorch3d" if installed else " (pytorch3d is not installed: optional)"}',
         True,
     )
+    yield f'           in use: {rasterize.chosen_backend() or "auto"} (--rasterizer or NEXT3D_RASTERIZER)', True
     yield f'NEXT3D_OPS {library.mode()} (one of {", ".join(library.MODES)})', True
 
 
