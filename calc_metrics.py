@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, rasterizer_option
 
 
 @click.command(cls=Command)
@@ -24,6 +24,7 @@ from dnnlib.cli import Command
 @click.option('--batch', type=click.IntRange(min=1), default=16, show_default=True, help='Images at once per rank.')
 @click.option('--gpus', type=click.IntRange(min=1), default=1, show_default=True, help='Number of ranks.')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@rasterizer_option
 @click.option('--out', help='Append the results with their protocol to this JSON-lines file.')
 @click.option(
     '--cache-dir', help='Where statistics and downloads are kept. Default: NEXT3D_CACHE_DIR or ~/.cache/next3d.'

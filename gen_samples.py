@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dnnlib.cli import Command, parse_float_list, parse_int_list
+from dnnlib.cli import Command, parse_float_list, parse_int_list, rasterizer_option
 
 
 @click.command(cls=Command)
@@ -39,6 +39,7 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list
     '--shape-level', type=float, help='sigma of the surface. Default: 10, or mid-range where 10 is not reached.'
 )
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@rasterizer_option
 def main(
     network: str,
     topology: str | None,

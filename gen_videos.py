@@ -7,7 +7,7 @@ import re
 import click
 
 from dnnlib import UserError
-from dnnlib.cli import Command, parse_int_list
+from dnnlib.cli import Command, parse_int_list, rasterizer_option
 
 
 @click.command(cls=Command)
@@ -36,6 +36,7 @@ from dnnlib.cli import Command, parse_int_list
 )
 @click.option('--crf', type=click.IntRange(0, 51), default=18, show_default=True, help='H.264: 0 lossless, 51 worst.')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@rasterizer_option
 def main(
     network: str,
     topology: str | None,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, rasterizer_option
 from dnnlib.errors import UserError
 from training.config import PRESETS, TrainConfig, preset, to_dict
 
@@ -80,6 +80,7 @@ POSITIVE = click.IntRange(min=1)
 )
 @click.option('--workers', type=click.IntRange(min=0), default=0, show_default=True, help='Decoding processes a rank.')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device type.')
+@rasterizer_option
 @click.option('--head-model', metavar='FILE', help="The user's FLAME file, for datasets of FLAME parameters.")
 @click.option('--dry-run', is_flag=True, help='Check everything, print the config, make one step, write nothing.')
 def main(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import Any
 
 import click
@@ -30,6 +32,23 @@ class Group(_OneLineErrors, click.Group):
     """Use as `@click.group(cls=Group)`; its subcommands inherit the behaviour."""
 
     command_class = Command
+
+
+def _set_rasterizer(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value == 'pytorch3d' and importlib.util.find_spec('pytorch3d') is None:
+        raise click.UsageError('--rasterizer=pytorch3d: PyTorch3D is not installed; environment.yml installs it')
+    if value is not None:
+        os.environ['NEXT3D_RASTERIZER'] = value  # an environment variable, so that the ranks of a run inherit it
+
+
+# Adds --rasterizer to a command; torch_utils/ops/rasterize.py reads the choice.
+rasterizer_option = click.option(
+    '--rasterizer',
+    type=click.Choice(['auto', 'native', 'pytorch3d', 'reference']),
+    callback=_set_rasterizer,
+    expose_value=False,
+    help='Who draws meshes: our native op, PyTorch3D, or the PyTorch twin. Default: auto, or NEXT3D_RASTERIZER.',
+)
 
 
 def parse_int_list(text: str, *, option: str) -> list[int]:

@@ -113,6 +113,30 @@ def mesh_cases() -> list[MeshCase]:
     ]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextureCase:
+    """Fragments of four views of `samples` meshes, uv of their faces (some outside the texture), and textures."""
+
+    face_ids: torch.Tensor  # [4 * N, H, W]
+    barycentrics: torch.Tensor  # [4 * N, H, W, 3]
+    face_uv: torch.Tensor  # [F, 3, 2]
+    texture: torch.Tensor  # [N, C, T, U]
+
+
+def texture_case(
+    *, samples: int = 2, channels: int = 19, size: int = 12, dtype: torch.dtype = torch.float32
+) -> TextureCase:
+    """Random fragments, a third of them background; an odd number of channels and unequal sides catch layout slips."""
+    rng = torch.Generator().manual_seed(11)
+    shape = (4 * samples, size, size + 3)
+    face_ids = torch.randint(-10, 20, shape, generator=rng).clamp(min=-1)
+    weights = torch.rand(*shape, 3, generator=rng, dtype=dtype)
+    barycentrics = torch.where(face_ids[..., None] >= 0, weights / weights.sum(-1, keepdim=True), 0)
+    face_uv = 2.4 * torch.rand(20, 3, 2, generator=rng, dtype=dtype) - 1.2
+    texture = torch.randn(samples, channels, 9, 14, generator=rng, dtype=dtype)
+    return TextureCase(face_ids=face_ids, barycentrics=barycentrics, face_uv=face_uv, texture=texture)
+
+
 def mask_cases() -> list[tuple[str, torch.Tensor]]:
     """Alpha masks [N, 1, H, W]: rings, soft rims, a covered corner, spirals, noise."""
     rng = torch.Generator().manual_seed(5)

@@ -63,6 +63,27 @@ def test_result_is_data(device: torch.device) -> None:
     assert fill_holes(torch.rand(2, 1, 5, 3, dtype=torch.float64), guarded=False).dtype == torch.float64
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_other_types_agree(dtype: torch.dtype, device: torch.device) -> None:
+    alpha = MASKS['masks'].to(device, dtype)
+    native, reference = (fill_holes(alpha, guarded=True, backend=backend) for backend in BACKENDS)
+    assert native.dtype == dtype
+    assert torch.equal(native, reference)
+
+
+def test_threads_change_nothing() -> None:
+    alpha = (torch.rand(5, 1, 64, 48, generator=torch.Generator().manual_seed(1)) > 0.42).float()
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(fill_holes(alpha, guarded=True, backend='native'))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], result) for result in results)
+
+
 def test_empty_batch() -> None:
     for backend in BACKENDS:
         assert fill_holes(torch.zeros(0, 1, 4, 4), guarded=True, backend=backend).shape == (0, 1, 4, 4)
@@ -70,8 +91,8 @@ def test_empty_batch() -> None:
 
 def test_opcheck(device: torch.device) -> None:
     library.use_native(device, backend='native')
-    is_open = torch.rand(2, 9, 7, device=device) > 0.3
-    torch.library.opcheck(torch.ops.next3d.flood.default, (is_open, True))
+    alpha = (torch.rand(2, 9, 7, device=device) > 0.3).float()
+    torch.library.opcheck(torch.ops.next3d.fill_holes.default, (alpha, True))
 
 
 @pytest.mark.parametrize('alpha', [torch.zeros(2, 3, 4, 4), torch.zeros(4, 4), torch.zeros(1, 1, 4, 4).int()])

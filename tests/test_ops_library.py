@@ -20,11 +20,13 @@ import torch
 from dnnlib import UserError
 from tools import compile_cuda
 from torch_utils.ops import bias_act, fill_holes, library, rasterize, upfirdn2d
+from torch_utils.ops.texture_planes import Mirror
 
 ROOT = Path(__file__).parent.parent
 OPS = (
     *('rasterize', 'rasterize_backward', 'interpolate', 'interpolate_backward'),
-    *('flood', 'upfirdn2d', 'bias_act', 'bias_act_backward'),
+    *('texture_planes', 'texture_planes_backward', 'sample_mask'),
+    *('fill_holes', 'upfirdn2d', 'bias_act', 'bias_act_backward'),
 )
 
 # Builds a one-function library through the cache, in a process of its own: sys.argv is source, compiler.
@@ -259,12 +261,36 @@ def test_cuda_rasterizer_emulated(emulated: Any) -> None:
 
 
 @pytest.mark.slow
-def test_cuda_flood_emulated(emulated: Any) -> None:
+def test_cuda_fill_holes_emulated(emulated: Any) -> None:
     for _, alpha in cases_ops.mask_cases():
-        is_open = alpha[:, 0] * 255 <= 254
         for guarded in (False, True):
-            reached = emulated.flood(is_open, guarded)
-            assert torch.equal(reached, torch.ops.next3d.flood(is_open, guarded))
+            arguments = (alpha[:, 0], guarded)
+            assert torch.equal(emulated.fill_holes(*arguments), torch.ops.next3d.fill_holes(*arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('background', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_cuda_texture_emulated(emulated: Any, dtype: torch.dtype, background: bool) -> None:
+    case = cases_ops.texture_case(dtype=dtype)
+    native = torch.ops.next3d
+    turned = [Mirror.NONE, Mirror.COLUMNS, Mirror.NONE, Mirror.ROWS]
+    arguments = (case.face_ids, case.barycentrics, case.face_uv, case.texture, [0, 2, 2, 0], turned, background)
+    planes = native.texture_planes(*arguments)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(emulated.texture_planes(*arguments), planes, atol=tolerance, rtol=tolerance)
+    grad = torch.randn(planes.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    pairs = zip(
+        emulated.texture_planes_backward(grad, *arguments, True, True),
+        native.texture_planes_backward(grad, *arguments, True, True),
+        strict=True,
+    )
+    for value, expected in pairs:
+        scale = expected.abs().amax()
+        assert value.stride() == expected.stride()
+        torch.testing.assert_close(value / scale, expected / scale, atol=tolerance, rtol=tolerance)
+    masked = (case.face_ids, case.barycentrics, case.face_uv, case.texture[0, 0].contiguous())
+    assert torch.equal(emulated.sample_mask(*masked), native.sample_mask(*masked))
 
 
 @pytest.mark.slow

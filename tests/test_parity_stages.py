@@ -59,7 +59,7 @@ def test_projection_and_uv(case: dict, generator: Generator, head: HeadInput) ->
         assert_parity(f'vertices, view {view}', projected[view], case, reference=recorded['verts'][view])
         assert_parity(f'landmarks, view {view}', landmarks[view, ..., :2], case, reference=recorded['lm2ds'][view])
         fragments = rasterize.rasterize(recorded['verts'][view], generator.rasterizer.faces, height=256, width=256)
-        uv = rasterize.interpolate(fragments, generator.rasterizer.face_uv).permute(0, 3, 1, 2)
+        uv = rasterize.interpolate(fragments, generator.rasterizer.face_uv[None]).permute(0, 3, 1, 2)
         assert_parity(f'uv, view {view}', uv, case, reference=recorded['uv_raster'][view])
         assert_same(f'face ids, view {view}', fragments.face_ids, recorded['pix_to_face'][view].long(), case)
         covered = (fragments.face_ids >= 0)[:, None]
@@ -79,8 +79,9 @@ def test_alphas(case: dict, generator: Generator, rasterized: RasterizedPlanes) 
         fragments = rasterize.rasterize(vertices, generator.rasterizer.faces, height=256, width=256)
         covered = (fragments.face_ids >= 0).float()[:, None]
         assert_same(f'coverage, view {view}', covered, recorded['alpha_vis'][view].float(), case)
-        uv = rasterize.interpolate(fragments, generator.rasterizer.face_uv)
-        mask = F.grid_sample(generator.rasterizer.eye_mask.expand(2, -1, -1, -1), uv, align_corners=False)
+        uv = rasterize.interpolate(fragments, generator.rasterizer.face_uv[None])
+        eye_mask = generator.rasterizer.eye_mask[None, None].expand(2, -1, -1, -1)
+        mask = F.grid_sample(eye_mask, uv, align_corners=False)
         masked, filled = decoded(recorded['alpha_masked'])[view], decoded(recorded['alpha_filled'])[view]
         assert_parity(f'alpha without eyes, view {view}', mask * covered, case, reference=masked)
         alpha = fill_holes.fill_holes(mask * covered, guarded=False)

@@ -13,23 +13,29 @@ import dataclasses
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_utils.ops import fill_holes, rasterize
+from torch_utils.ops.texture_planes import Mirror, sample_mask, texture_planes
 from training.cameras import HEAD_SCALE, HEAD_TRANSLATION
 from training.config import GeneratorConfig
 from training.head.model import HeadInput, HeadTemplate
 
 FRONT, LEFT, RIGHT, TOP = range(4)  # left: seen from +x, the subject's left
 VIEW_ANGLES = ((0, 0, 0), (0, 90, 0), (0, -90, 0), (90, 0, 0))  # degrees about x, y, z
+# Per layout and view: the plane that it enters (the two sides share one) and how it is turned before.
+SLOTS = {'release': (0, 1, 1, 2), 'consistent': (0, 2, 2, 1)}
+MIRRORS = {
+    'release': (Mirror.NONE,) * 4,
+    'consistent': (Mirror.NONE, Mirror.COLUMNS, Mirror.NONE, Mirror.ROWS),
+}
 MAX_SCALE_CHANGE = 0.1
 MAX_TRANSLATION = 0.02  # metres, head frame
 
 
 @dataclasses.dataclass(frozen=True)
 class RasterizedPlanes:
-    features: Tensor  # [N, 3, C, R, R]
+    features: Tensor  # [N, 3, C, R, R]; each plane is channels-last in memory
     alpha: Tensor  # [N, 3, 1, R, R] in [0, 1]: where the dynamic planes replace the static ones
     landmarks: Tensor  # [N, 3, 68, 2] (column, row) of the landmarks on each plane
 
@@ -61,20 +67,13 @@ def project_consistent(points: Tensor, box_size: float) -> Tensor:
     """Head-frame points [N, M, 3] -> (column, row, depth) of four views [4, N, M, 3].
 
     All views show the same transformed points. The left view's columns are -z and the
-    top view's rows are -z here (as a viewer on that side sees them); `to_plane_frame`
-    mirrors the rasterized images into the frames that the sampler reads.
+    top view's rows are -z here (as a viewer on that side sees them); MIRRORS
+    turns the rasterized images into the frames that the sampler reads.
     """
     world = points * HEAD_SCALE + points.new_tensor(HEAD_TRANSLATION)
     x, y, z = (world * (2 / box_size)).unbind(-1)
     views = ((x, y, -z), (-z, y, -x), (z, y, x), (x, -z, -y))
     return torch.stack([torch.stack(view, dim=-1) for view in views]) + points.new_tensor([0, 0, 10.0])
-
-
-def to_plane_frame(views: Tensor, *, layout: str) -> Tensor:
-    """Images of the views [4, N, C, R, R], brought into the frames of the planes."""
-    if layout == 'release':
-        return views
-    return torch.stack([views[FRONT], views[LEFT].flip(-1), views[RIGHT], views[TOP].flip(-2)])
 
 
 class TemplateTransform(nn.Module):
@@ -115,8 +114,8 @@ class TextureRasterizer(nn.Module):
         # The views look at the mesh through a mirror (rows grow upwards), hence the reversed winding.
         order = [0, 2, 1]
         self.register_buffer('faces', template.faces[:, order].contiguous(), persistent=False)
-        self.register_buffer('face_uv', uv[template.uv_faces][:, order][None].contiguous(), persistent=False)
-        self.register_buffer('eye_mask', template.eye_mask[None, None].float(), persistent=False)
+        self.register_buffer('face_uv', uv[template.uv_faces][:, order].contiguous(), persistent=False)
+        self.register_buffer('eye_mask', template.eye_mask.float(), persistent=False)
         rotations = torch.stack([_view_rotation(angles) for angles in VIEW_ANGLES])
         self.register_buffer('rotations', rotations, persistent=False)
 
@@ -133,49 +132,38 @@ class TextureRasterizer(nn.Module):
             raise ValueError(
                 f'vertices: expected [N, {self.num_vertices}, 3] for this template, got {list(head.vertices.shape)}'
             )
-        size, count = self.config.plane_resolution, texture.shape[0]
+        size, layout = self.config.plane_resolution, self.config.plane_layout
         projected = self.project(head.vertices)
         fragments = rasterize.rasterize(projected.flatten(0, 1), self.faces, height=size, width=size)
-        uv = rasterize.interpolate(fragments, self.face_uv)  # [4N, R, R, 2]
-        covered = (fragments.face_ids >= 0).to(texture.dtype)[:, None]  # [4N, 1, R, R]
-        features = self._sample(texture, uv, count, size)
-        if self.config.plane_layout == 'consistent' and self.config.mouth_source != 'texture':
-            features = features * covered.view(4, count, 1, size, size)  # the release shows the texture's centre
-        alpha = self._alpha(uv.detach(), covered, count, size)
-        return RasterizedPlanes(
-            self._combine(features), self._combine_alpha(alpha), self._plane_landmarks(head.landmarks)
+        features = texture_planes(
+            fragments,
+            self.face_uv,
+            texture,
+            slots=SLOTS[layout],
+            mirrors=MIRRORS[layout],
+            background=layout == 'release' or self.config.mouth_source == 'texture',  # the texture's centre
         )
+        alpha = self._combine_alpha(self._alpha(fragments))
+        return RasterizedPlanes(features, alpha, self._plane_landmarks(head.landmarks))
 
-    def _sample(self, texture: Tensor, uv: Tensor, count: int, size: int) -> Tensor:
-        """Texture at the uv of each pixel of each view. [4, N, C, R, R]"""
-        grid = uv.view(4, count, size, size, 2).transpose(0, 1).reshape(count, 4 * size, size, 2)
-        sampled = F.grid_sample(texture, grid, align_corners=False)
-        return sampled.view(count, -1, 4, size, size).permute(2, 0, 1, 3, 4)
-
-    def _alpha(self, uv: Tensor, covered: Tensor, count: int, size: int) -> Tensor:
+    def _alpha(self, fragments: rasterize.Fragments) -> Tensor:
         """Coverage without the eyeballs, with interior holes closed. [4, N, 1, R, R]"""
-        mask = F.grid_sample(self.eye_mask.expand(uv.shape[0], -1, -1, -1), uv, align_corners=False)
-        alpha = covered * mask
+        alpha = sample_mask(fragments, self.face_uv, self.eye_mask).unsqueeze(1)
         if self.config.mouth_source != 'static':
             alpha = fill_holes.fill_holes(alpha, guarded=self.config.alpha_fill == 'guarded')
-        return alpha.view(4, count, 1, size, size)
-
-    def _combine(self, views: Tensor) -> Tensor:
-        """Views [4, N, C, R, R] -> planes [N, 3, C, R, R]; the two sides are summed (paper 3.1)."""
-        layout = self.config.plane_layout
-        views = to_plane_frame(views, layout=layout)
-        side = views[LEFT] + views[RIGHT]
-        slots = (views[FRONT], side, views[TOP]) if layout == 'release' else (views[FRONT], views[TOP], side)
-        return torch.stack(slots, dim=1)
+        return alpha.unflatten(0, (4, -1))
 
     def _combine_alpha(self, views: Tensor) -> Tensor:
+        """Views [4, N, 1, R, R] -> planes [N, 3, 1, R, R]."""
         layout = self.config.plane_layout
-        views = to_plane_frame(views, layout=layout)
+        left, top = views[LEFT], views[TOP]
+        if layout == 'consistent':
+            left, top = left.flip(-1), top.flip(-2)  # MIRRORS
         if self.config.side_alpha == 'one_sided':
-            side = (views[LEFT] > 0).to(views.dtype)  # the release binarizes this one alone
+            side = (left > 0).to(views.dtype)  # the release binarizes this one alone
         else:
-            side = torch.maximum(views[LEFT], views[RIGHT])
-        slots = (views[FRONT], side, views[TOP]) if layout == 'release' else (views[FRONT], views[TOP], side)
+            side = torch.maximum(left, views[RIGHT])
+        slots = (views[FRONT], side, top) if layout == 'release' else (views[FRONT], top, side)
         alpha = torch.stack(slots, dim=1)
         if self.config.dynamic_planes == 'front':
             alpha[:, 1:] = 0

@@ -6,6 +6,7 @@
 #include "flood.cu"
 #include "interpolate.cu"
 #include "rasterize.cu"
+#include "texture_planes.cu"
 #include "upfirdn2d.cu"
 
 namespace {

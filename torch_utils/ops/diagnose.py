@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dnnlib import UserError
-from torch_utils.ops import bias_act, fill_holes, library, memory, rasterize, upfirdn2d
+from torch_utils.ops import bias_act, fill_holes, library, memory, rasterize, texture_planes, upfirdn2d
 
 PACKAGES = ('torch', 'numpy', 'scipy', 'pillow', 'click', 'imageio', 'imageio-ffmpeg', 'tensorboard', 'ninja')
 
@@ -55,6 +55,7 @@ def _environment() -> Iterator[tuple[str, bool]]:
         f'rasterizer native, reference{", pytorch3d" if installed else " (pytorch3d is not installed: optional)"}',
         True,
     )
+    yield f'           in use: {rasterize.chosen_backend() or "auto"} (--rasterizer or NEXT3D_RASTERIZER)', True
     yield f'NEXT3D_OPS {library.mode()} (one of {", ".join(library.MODES)})', True
 
 
@@ -109,6 +110,26 @@ def _check_rasterize(device: torch.device, backend: str | None) -> tuple[torch.T
     return result.face_ids, result.barycentrics, result.depth
 
 
+def _check_texture(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
+    rng = torch.Generator().manual_seed(0)
+    vertices = torch.randn(4, 300, 3, generator=rng).to(device)
+    faces = torch.arange(300, device=device).view(-1, 3)
+    fragments = rasterize.rasterize(vertices, faces, height=64, width=64, backend='reference')
+    face_uv = 2 * torch.rand(100, 3, 2, generator=rng).to(device) - 1
+    texture = torch.randn(1, 32, 64, 64, generator=rng).to(device).requires_grad_()
+    planes = texture_planes.texture_planes(
+        fragments,
+        face_uv,
+        texture,
+        slots=(0, 1, 1, 2),
+        mirrors=list(texture_planes.Mirror)[:1] * 4,
+        background=True,
+        backend=backend,
+    )
+    gradient = torch.autograd.grad(planes.square().mean(), texture)[0]
+    return planes.detach(), gradient
+
+
 def _check_fill_holes(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
     alpha = (torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.4).float().to(device)
     return (fill_holes.fill_holes(alpha, guarded=True, backend=backend),)
@@ -128,6 +149,7 @@ def _check_bias_act(device: torch.device, backend: str | None) -> tuple[torch.Te
 
 CHECKS: dict[str, Callable[[torch.device, str | None], tuple[torch.Tensor, ...]]] = {
     'rasterize': _check_rasterize,
+    'texture': _check_texture,
     'fill_holes': _check_fill_holes,
     'upfirdn2d': _check_upfirdn2d,
     'bias_act': _check_bias_act,

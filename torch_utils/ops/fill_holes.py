@@ -10,7 +10,7 @@ import torch
 
 from torch_utils.ops import library
 
-library.define('flood(Tensor open, bool guarded) -> Tensor')
+library.define('fill_holes(Tensor alpha, bool guarded) -> Tensor')
 
 
 def fill_holes(alpha: torch.Tensor, *, guarded: bool, backend: str | None = None) -> torch.Tensor:
@@ -23,12 +23,11 @@ def fill_holes(alpha: torch.Tensor, *, guarded: bool, backend: str | None = None
     if alpha.ndim != 4 or alpha.shape[1] != 1 or not alpha.is_floating_point():
         raise ValueError(f'alpha: expected floats [N, 1, H, W], got {alpha.dtype} {list(alpha.shape)}')
     alpha = alpha.detach()
-    level = alpha[:, 0] * 255
-    open_pixels = (level >= 0) & (level <= 254)
+    exact = alpha if alpha.dtype == torch.float64 else alpha.float()
     if library.use_native(alpha.device, backend=backend):
-        reached = torch.ops.next3d.flood(open_pixels, guarded)
-    else:
-        reached = _flood_reference(open_pixels, guarded=guarded)
+        return torch.ops.next3d.fill_holes(exact[:, 0], guarded).unsqueeze(1).to(alpha.dtype)
+    level = exact[:, 0] * 255
+    reached = _flood_reference((level >= 0) & (level <= 254), guarded=guarded)
     return torch.where(reached.unsqueeze(1), alpha, 1)
 
 
@@ -63,6 +62,6 @@ def _sweep(open_pixels: torch.Tensor, reached: torch.Tensor, *, dim: int, revers
     return open_pixels & (last_reached > last_closed)
 
 
-@torch.library.register_fake('next3d::flood')
-def _fake(open: torch.Tensor, guarded: bool) -> torch.Tensor:
-    return torch.empty_like(open, memory_format=torch.contiguous_format)
+@torch.library.register_fake('next3d::fill_holes')
+def _fake(alpha: torch.Tensor, guarded: bool) -> torch.Tensor:
+    return torch.empty_like(alpha, memory_format=torch.contiguous_format)

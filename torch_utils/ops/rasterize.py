@@ -15,6 +15,7 @@ This is the rule of the rasterizer that the public release used; it takes the re
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ class Fragments:
     depth: torch.Tensor  # [N, H, W], in the unit of the vertices' z
 
 
+def chosen_backend() -> str | None:
+    """The backend that NEXT3D_RASTERIZER names (--rasterizer of the scripts), None for auto; UserError for others."""
+    value = os.environ.get('NEXT3D_RASTERIZER') or 'auto'
+    if value not in ('auto', *BACKENDS):
+        raise library.UserError(f'NEXT3D_RASTERIZER: expected auto, {", ".join(BACKENDS)}, got {value!r}')
+    return None if value == 'auto' else value
+
+
 def rasterize(
     vertices: torch.Tensor, faces: torch.Tensor, *, height: int, width: int, backend: str | None = None
 ) -> Fragments:
@@ -53,7 +62,8 @@ def rasterize(
 
     Barycentrics and depth are differentiable once in the vertices; face_ids are not. Deterministic on every device,
     the gradient on CUDA excepted (atomic sums). `backend`: 'native', 'reference', 'pytorch3d', or None for the choice
-    of NEXT3D_OPS. Raises ValueError for wrong shapes or types and, on a CPU, for face indices out of range.
+    of NEXT3D_RASTERIZER, and else of NEXT3D_OPS. Raises ValueError for wrong shapes or types and, on a CPU, for face
+    indices out of range.
     """
     if vertices.ndim != 3 or vertices.shape[2] != 3:
         raise ValueError(f'vertices: expected [N, V, 3], got {list(vertices.shape)}')
@@ -65,6 +75,7 @@ def rasterize(
         raise ValueError(f'height, width: expected at least 1, got {height}, {width}')
     if backend not in (None, *BACKENDS):
         raise ValueError(f'backend: expected one of {", ".join(BACKENDS)} or None, got {backend!r}')
+    backend = backend or chosen_backend()
     faces = faces.long()
     if faces.device.type == 'cpu' and faces.numel():  # elsewhere it would wait for the device
         low, high = (int(bound) for bound in torch.aminmax(faces))

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "activation_math.h"
+#include "bindings_texture.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
@@ -163,20 +164,6 @@ struct Bindings {
     return {grad_b, grad_a};
   }
 
-  static Tensor flood(const Tensor& open, bool guarded) {
-    const c10::DeviceGuard guard(open.device());
-    TORCH_CHECK(open.dim() == 3 && open.scalar_type() == at::kBool, "open: expected bool [N, H, W], got ",
-                open.scalar_type(), " ", open.sizes());
-    const Tensor o = open.contiguous();
-    Tensor reached = at::empty_like(o);
-    if (o.numel() > 0) {
-      Kernels::flood(reinterpret_cast<const uint8_t*>(o.const_data_ptr<bool>()), o.size(0),
-                     static_cast<int>(o.size(1)), static_cast<int>(o.size(2)), guarded,
-                     reinterpret_cast<uint8_t*>(reached.data_ptr<bool>()));
-    }
-    return reached;
-  }
-
   static Tensor upfirdn2d(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
                           int64_t left, int64_t right, int64_t top, int64_t bottom, bool correlate, double gain) {
     const c10::DeviceGuard guard(x.device());
@@ -243,7 +230,7 @@ struct Bindings {
     m.impl("rasterize_backward", &rasterize_backward);
     m.impl("interpolate", &interpolate);
     m.impl("interpolate_backward", &interpolate_backward);
-    m.impl("flood", &flood);
+    TextureBindings<Kernels>::register_all(m);
     m.impl("upfirdn2d", &upfirdn2d);
     m.impl("bias_act", &bias_act);
     m.impl("bias_act_backward", &bias_act_backward);

@@ -1,6 +1,7 @@
 // Registers the CPU kernels under the schemas that the Python modules define.
 #include "bindings.h"
 #include "kernels_cpu.h"
+#include "kernels_texture.h"
 
 namespace next3d {
 namespace {
@@ -23,8 +24,20 @@ struct CpuKernels {
     interpolate_backward_cpu(args...);
   }
   template <typename... Args>
-  static void flood(Args... args) {
-    flood_cpu(args...);
+  static void fill_holes(Args... args) {
+    fill_holes_cpu(args...);
+  }
+  template <typename... Args>
+  static void texture_planes(Args... args) {
+    texture_planes_cpu(args...);
+  }
+  template <typename... Args>
+  static void texture_planes_backward(Args... args) {
+    texture_planes_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void sample_mask(Args... args) {
+    sample_mask_cpu(args...);
   }
   template <typename... Args>
   static void upfirdn2d(Args... args) {

@@ -41,8 +41,23 @@ struct DeviceKernels {
     Context::check();
   }
   template <typename... Args>
-  static void flood(Args... args) {
-    flood_cuda(Context::get(), args...);
+  static void fill_holes(Args... args) {
+    fill_holes_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void texture_planes(Args... args) {
+    texture_planes_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void texture_planes_backward(Args... args) {
+    texture_planes_backward_cuda(Context::get(), args...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void sample_mask(Args... args) {
+    sample_mask_cuda(Context::get(), args...);
     Context::check();
   }
   template <typename... Args>

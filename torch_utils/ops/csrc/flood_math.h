@@ -1,4 +1,4 @@
-// One line of the flood fill, shared by the CPU and the CUDA kernels.
+// The rules of the hole fill and one line of its flood, shared by the CPU and the CUDA kernels.
 #pragma once
 
 #include <cstdint>
@@ -7,22 +7,25 @@
 
 namespace next3d {
 
-// Spreads `reached` along open pixels of one line, forwards and backwards; true if any pixel was added.
-NEXT3D_HD bool sweep_line(const uint8_t* open, uint8_t* reached, int64_t stride, int length) {
+enum FloodState : uint8_t { kClosed = 0, kOpen = 1, kReached = 2 };
+
+// Whether the flood can pass a pixel.
+template <typename T>
+NEXT3D_HD uint8_t flood_state(T alpha) {
+  const T level = alpha * T(255);
+  return level >= T(0) && level <= T(254) ? kOpen : kClosed;
+}
+
+// Spreads the flood along one line, forwards and backwards; true if any pixel was reached.
+NEXT3D_HD bool sweep_line(uint8_t* state, int64_t stride, int length) {
   bool changed = false;
-  uint8_t carry = 0;
-  for (int i = 0; i < length; ++i) {
-    const int64_t at = i * stride;
-    carry = open[at] ? (reached[at] | carry) : 0;
-    changed |= carry && !reached[at];
-    reached[at] = carry;
-  }
-  carry = 0;
-  for (int i = length - 1; i >= 0; --i) {
-    const int64_t at = i * stride;
-    carry = open[at] ? (reached[at] | carry) : 0;
-    changed |= carry && !reached[at];
-    reached[at] = carry;
+  for (int pass = 0; pass < 2; ++pass) {
+    bool carry = false;
+    for (int i = 0; i < length; ++i) {
+      uint8_t& pixel = state[(pass == 0 ? i : length - 1 - i) * stride];
+      if (pixel == kOpen && carry) pixel = kReached, changed = true;
+      carry = pixel == kReached;
+    }
   }
   return changed;
 }

@@ -31,8 +31,9 @@ void interpolate_backward_cpu(const T* grad, const int64_t* face_ids, const T* b
                               int64_t samples, int64_t pixels, int64_t tables, int64_t num_faces, int64_t channels,
                               T* grad_barycentrics, T* grad_attributes);
 
-// open, reached [samples, height, width] of 0 and 1.
-void flood_cpu(const uint8_t* open, int64_t samples, int height, int width, bool guarded, uint8_t* reached);
+// alpha, out, and `state` as scratch: [samples, height, width].
+template <typename T>
+void fill_holes_cpu(const T* alpha, int64_t samples, int height, int width, bool guarded, uint8_t* state, T* out);
 
 // The type that sums are kept in.
 template <typename T>

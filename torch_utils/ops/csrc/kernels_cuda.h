@@ -6,6 +6,7 @@
 
 #include "activation_math.h"
 #include "cuda_compat.h"
+#include "texture_math.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
@@ -28,8 +29,22 @@ void interpolate_backward_cuda(Stream stream, const T* grad, const int64_t* face
                                const T* attributes, int64_t samples, int64_t pixels, int64_t tables,
                                int64_t num_faces, int64_t channels, T* grad_barycentrics, T* grad_attributes);
 
-void flood_cuda(Stream stream, const uint8_t* open, int64_t samples, int height, int width, bool guarded,
-                uint8_t* reached);
+template <typename T>
+void fill_holes_cuda(Stream stream, const T* alpha, int64_t samples, int height, int width, bool guarded,
+                     uint8_t* state, T* out);
+
+template <typename T>
+void texture_planes_cuda(Stream stream, const ViewsToPlanes& shape, const int64_t* face_ids, const T* barycentrics,
+                         const T* face_uv, const T* texture, T* out);
+
+template <typename T>
+void texture_planes_backward_cuda(Stream stream, const ViewsToPlanes& shape, const T* grad, const int64_t* face_ids,
+                                  const T* barycentrics, const T* face_uv, const T* texture, T* grad_texture,
+                                  T* grad_barycentrics);
+
+template <typename T>
+void sample_mask_cuda(Stream stream, const int64_t* face_ids, const T* barycentrics, const T* face_uv, const T* mask,
+                      int64_t fragments, int64_t num_faces, int height, int width, T* out);
 
 template <typename T, typename A>
 void upfirdn2d_cuda(Stream stream, const T* x, const A* taps, bool correlate, double gain, int64_t planes,
