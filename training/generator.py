@@ -134,7 +134,7 @@ class Generator(nn.Module):
 
     def density(self, planes: Planes, points: Tensor) -> Tensor:
         """sigma (before softplus) [N, M, 1] at world points [N, M, 3]."""
-        return self.renderer.query(planes.features, points, self.decoder)[1]
+        return self.renderer.density(planes.features, points, self.decoder)
 
     def forward(
         self,

@@ -3,8 +3,10 @@
 #include "bias_act.cu"
 #include "bindings.h"
 #include "device_kernels.h"
+#include "field.cu"
 #include "flood.cu"
 #include "interpolate.cu"
+#include "planes.cu"
 #include "rasterize.cu"
 #include "upfirdn2d.cu"
 

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "activation_math.h"
+#include "bindings_planes.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
@@ -247,6 +248,7 @@ struct Bindings {
     m.impl("upfirdn2d", &upfirdn2d);
     m.impl("bias_act", &bias_act);
     m.impl("bias_act_backward", &bias_act_backward);
+    PlaneBindings<Kernels>::register_all(m);
   }
 };
 

@@ -1,6 +1,7 @@
 // Registers the CPU kernels under the schemas that the Python modules define.
 #include "bindings.h"
 #include "kernels_cpu.h"
+#include "kernels_planes.h"
 
 namespace next3d {
 namespace {
@@ -37,6 +38,22 @@ struct CpuKernels {
   template <typename... Args>
   static void bias_act_backward(Args... args) {
     bias_act_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void sample_planes(Args... args) {
+    sample_planes_cpu(args...);
+  }
+  template <typename... Args>
+  static void sample_planes_backward(Args... args) {
+    sample_planes_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void sample_planes_slopes(Args... args) {
+    sample_planes_slopes_cpu(args...);
+  }
+  template <typename... Args>
+  static void query_field(Args... args) {
+    query_field_cpu(args...);
   }
 };
 
