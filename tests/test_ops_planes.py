@@ -112,7 +112,7 @@ def test_threads_change_no_bit() -> None:
             value = sample_planes(planes, points, box_size=1.0, aggregation='mean', backend='native')
             gradients = torch.autograd.grad(value, [planes, points], torch.sin(value.detach()))
             with torch.no_grad():
-                decoded = query_field(
+                colors, sigma = query_field(
                     planes,
                     points,
                     (weights[0], weights[1]),
@@ -121,7 +121,8 @@ def test_threads_change_no_bit() -> None:
                     aggregation='sum',
                     backend='native',
                 )
-            results.append((value, *gradients, *decoded))
+            assert colors is not None
+            results.append((value, *gradients, colors, sigma))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
