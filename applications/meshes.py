@@ -21,7 +21,7 @@ from training.generator import Generator, Planes
 
 DEFAULT_LEVEL = 10.0  # sigma of the surface: EG3D's, about half of the light lost in 0.07 world units
 MIN_INSIDE = 0.002  # share of the box that a surface at DEFAULT_LEVEL must enclose to be taken for a head
-CHUNK = 1 << 17  # points evaluated at once
+CHUNK = 1 << 17  # points evaluated at once, rounded to whole lines of the grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +52,19 @@ def density_grid(
         raise ValueError(f'resolution: expected at least 2, got {resolution}')
     half = generator.config.box_size / 2 if half is None else half
     device = next(generator.parameters()).device
-    axis = torch.linspace(-half, half, resolution)
-    total = resolution**3
-    values = np.empty(total, dtype=np.float32)
-    for start in range(0, total, chunk):
-        index = torch.arange(start, min(start + chunk, total))
-        x, rest = index // resolution**2, index % resolution**2
-        points = torch.stack([axis[x], axis[rest // resolution], axis[rest % resolution]], dim=-1)
-        sigma = generator.density(planes, points[None].to(device))
-        values[start : start + len(index)] = sigma.reshape(-1).float().cpu().numpy()
+    axis = torch.linspace(-half, half, resolution, device=device)
+    lines = max(1, chunk // resolution)  # along z, so many at once
+    values = np.empty((resolution**2, resolution), dtype=np.float32)
+    for start in range(0, resolution**2, lines):
+        index = torch.arange(start, min(start + lines, resolution**2), device=device)
+        points = axis.new_empty(len(index), resolution, 3)
+        points[..., 0] = axis[index // resolution][:, None]
+        points[..., 1] = axis[index % resolution][:, None]
+        points[..., 2] = axis
+        sigma = generator.density(planes, points.view(1, -1, 3))
+        values[start : start + len(index)] = sigma.view(-1, resolution).float().cpu().numpy()
         if progress:
-            progress(start + len(index), total)
+            progress((start + len(index)) * resolution, resolution**3)
     return values.reshape(resolution, resolution, resolution)
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import cases_ops
+import cases_volume
 import pytest
 import torch
 
 from dnnlib import UserError
 from tools import compile_cuda
-from torch_utils.ops import bias_act, fill_holes, library, rasterize, upfirdn2d
+from torch_utils.ops import bias_act, fill_holes, library, planes, rasterize, upfirdn2d
 from torch_utils.ops.texture_planes import Mirror
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,7 @@ OPS = (
     *('rasterize', 'rasterize_backward', 'interpolate', 'interpolate_backward'),
     *('texture_planes', 'texture_planes_backward', 'sample_mask'),
     *('fill_holes', 'upfirdn2d', 'bias_act', 'bias_act_backward'),
+    *('sample_planes', 'sample_planes_backward', 'query_field'),
 )
 
 # Builds a one-function library through the cache, in a process of its own: sys.argv is source, compiler.
@@ -175,11 +177,13 @@ def test_meta_tensors() -> None:
     assert upfirdn2d.upsample2d(x, torch.empty(4, 4, device='meta')).shape == (2, 3, 16, 16)
     assert bias_act.bias_act(x, torch.empty(3, device='meta'), act='lrelu').shape == x.shape
     assert fill_holes.fill_holes(x[:, :1], guarded=True).shape == (2, 1, 8, 8)
+    stack, points = torch.empty(2, 3, 4, 8, 8, device='meta'), torch.empty(2, 5, 3, device='meta')
+    assert planes.sample_planes(stack, points, box_size=1.0, aggregation='sum').shape == (2, 5, 4)
 
 
 def test_import_builds_nothing(tmp_path: Path) -> None:
     code = (
-        'import sys; from torch_utils.ops import rasterize, upfirdn2d, bias_act, fill_holes, diagnose\n'
+        'import sys; from torch_utils.ops import rasterize, upfirdn2d, bias_act, fill_holes, planes, diagnose\n'
         'assert "torch.utils.cpp_extension" not in sys.modules'
     )
     environment = {**os.environ, 'TORCH_EXTENSIONS_DIR': str(tmp_path / 'cache')}
@@ -318,3 +322,23 @@ def test_cuda_elementwise_emulated(emulated: Any, memory_format: torch.memory_fo
     for value, expected in pairs:
         assert value.stride() == expected.stride()
         torch.testing.assert_close(value, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_cuda_planes_emulated(emulated: Any, dtype: torch.dtype) -> None:
+    native = torch.ops.next3d
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-2 if dtype.itemsize == 2 else 1e-5
+    for case in (case.to(torch.device('cpu'), dtype) for case in cases_volume.plane_cases()):
+        channels = case.planes.shape[2]
+        arguments = (case.planes, case.points, 2 / case.box_size, 1 / 3)
+        value = emulated.sample_planes(*arguments)
+        cotangent = cases_volume.noise(*value.shape, seed=1).to(value)
+        pairs = [(value, native.sample_planes(*arguments))]
+        backward = (cotangent, *arguments, True, True)
+        pairs += zip(emulated.sample_planes_backward(*backward), native.sample_planes_backward(*backward), strict=True)
+        for of_colors in (True, False) if dtype != torch.float64 else ():
+            decoded = (*arguments, *cases_volume.decoder_weights(channels, 20, channels), of_colors)
+            pairs += zip(emulated.query_field(*decoded), native.query_field(*decoded), strict=True)
+        for result, expected in pairs:
+            torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)

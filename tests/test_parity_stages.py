@@ -16,13 +16,14 @@ from torch import Tensor
 
 from tests.cases_parity import assert_parity, assert_same, decoded
 from torch_utils.ops import bias_act, fill_holes, rasterize, upfirdn2d
+from torch_utils.ops.planes import sample_planes
 from training.cameras import focal_from_fov, orbit_camera, rays, unpack_label
 from training.generator import Generator
 from training.head.model import HeadInput
 from training.legacy import load_generator_state
 from training.loss import blur
 from training.rasterized_planes import RasterizedPlanes, _view_rotation
-from training.volume import VolumeRenderer, importance_depths, ray_weights, sample_planes, stratified_depths
+from training.volume import VolumeRenderer, importance_depths, importance_shares, ray_weights, stratified_depths
 
 
 @pytest.fixture(scope='module')
@@ -134,7 +135,8 @@ def test_volume_sample_by_sample(case: dict, generator: Generator, planes: Tenso
     assert_parity('rgb_coarse', thinned(colors, stage['rgb_coarse_sub']), case, reference=stage['rgb_coarse_sub'])
     weights = ray_weights(sigma, coarse)
     assert_parity('coarse weights', weights, case, reference=stage['coarse_march']['weights'])
-    fine = importance_depths(coarse, weights, config.importance_samples, rng=rng)
+    shares = importance_shares(2, stage['nrr'] ** 2, config.importance_samples, rng=rng, like=origins)
+    fine = importance_depths(coarse, weights, shares)
     assert_parity('depths_fine', fine, case, reference=stage['depths_fine'])
     # Random planes are so steep that the last bit of a depth moves sigma by 1e-3: compared at the recorded depths.
     fine_colors, fine_sigma = march(renderer, planes, origins, directions, stage['depths_fine'], decoder)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from cases_geometry import ellipsoid_template, posed
 
+from torch_utils.ops.planes import sample_planes
 from training.cameras import HEAD_SCALE, HEAD_TRANSLATION, head_to_world
 from training.config import GeneratorConfig, from_dict, to_dict
 from training.rasterized_planes import LEFT, RIGHT, TOP, TemplateTransform, TextureRasterizer
-from training.volume import sample_planes
 
 CONFIG = GeneratorConfig(plane_resolution=128, plane_channels=4, template_transform='constant')
 TEMPLATE = ellipsoid_template(mouth_hole=False)

@@ -8,8 +8,17 @@ import math
 import pytest
 import torch
 
+from torch_utils.ops.planes import sample_planes
+from training import volume
 from training.config import GeneratorConfig
-from training.volume import Decoder, VolumeRenderer, composite, importance_depths, sample_planes, stratified_depths
+from training.volume import (
+    Decoder,
+    VolumeRenderer,
+    composite,
+    importance_depths,
+    importance_shares,
+    stratified_depths,
+)
 
 CONFIG = GeneratorConfig(depth_samples=8, importance_samples=8, plane_channels=4, decoder_hidden=8)
 
@@ -73,12 +82,12 @@ def test_importance_samples_follow_the_weights() -> None:
     depths = torch.linspace(1, 2, 33).view(1, 1, -1, 1)
     weights = torch.zeros(1, 1, 32, 1)
     weights[0, 0, 20] = 1.0
-    fine = importance_depths(depths, weights, 1000, rng=torch.Generator().manual_seed(0)).flatten()
+    drawn = importance_shares(1, 1, 1000, rng=torch.Generator().manual_seed(0), like=depths)
+    fine = importance_depths(depths, weights, drawn).flatten()
     near = ((fine - depths.flatten()[20]).abs() < 0.1).float().mean()
     assert near > 0.7
-    assert torch.equal(
-        importance_depths(depths, weights, 10, rng=None), importance_depths(depths, weights, 10, rng=None)
-    )
+    even = importance_depths(depths, weights, importance_shares(1, 1, 10, rng=None, like=depths)).flatten()
+    assert (even[1:] > even[:-1]).all()
 
 
 def make_scene(count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Decoder]:
@@ -121,3 +130,28 @@ def test_gradients_reach_planes_and_decoder() -> None:
     assert planes.grad is not None
     assert planes.grad.abs().sum() > 0
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in decoder.parameters())
+
+
+@pytest.mark.parametrize('rng_seed', [None, 3])
+def test_parts_of_rays_change_no_bit(monkeypatch: pytest.MonkeyPatch, rng_seed: int | None) -> None:
+    renderer = VolumeRenderer(CONFIG)
+    planes, origins, directions, decoder = make_scene()
+    results = []
+    for at_once in (volume.RAYS_AT_ONCE, 4):  # 2 samples x 9 rays: parts of 2 rays, the last one of 1
+        monkeypatch.setattr(volume, 'RAYS_AT_ONCE', at_once)
+        rng = None if rng_seed is None else torch.Generator().manual_seed(rng_seed)
+        with torch.no_grad():
+            results.append(renderer(planes, origins, directions, decoder=decoder, rng=rng))
+    for name in ('features', 'depth', 'weights'):
+        assert torch.equal(getattr(results[0], name), getattr(results[1], name))
+
+
+def test_rendering_without_gradients_equals_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = VolumeRenderer(CONFIG)
+    planes, origins, directions, decoder = make_scene()
+    with_gradient = renderer(planes, origins, directions, decoder=decoder, rng=None)
+    assert with_gradient.features.requires_grad
+    with torch.no_grad():
+        without = renderer(planes, origins, directions, decoder=decoder, rng=None)
+    for name in ('features', 'depth', 'weights'):
+        torch.testing.assert_close(getattr(without, name), getattr(with_gradient, name), atol=1e-5, rtol=1e-5)

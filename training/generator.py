@@ -11,6 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from torch_utils.ops.planes import channels_last_planes
 from training.blending import BlendingNet, blend
 from training.cameras import LABEL_DIM, rays
 from training.config import GeneratorConfig
@@ -114,7 +115,8 @@ class Generator(nn.Module):
             completed = self.teeth(features, rasterized.landmarks, ws, rng=rng)
             finished = self.blending(completed.planes, completed.mouth, ws, rng=rng)
             features = torch.cat([finished, features[:, finished.shape[1] :]], dim=1)
-        return Planes(blend(features, identity.static_planes, rasterized.alpha), rasterized.alpha, identity.ws)
+        blended = blend(features, identity.static_planes, rasterized.alpha)
+        return Planes(channels_last_planes(blended), rasterized.alpha, identity.ws)  # laid out once for all cameras
 
     def render(
         self, planes: Planes, label: Tensor, *, resolution: int | None = None, rng: torch.Generator | None = None
@@ -134,7 +136,7 @@ class Generator(nn.Module):
 
     def density(self, planes: Planes, points: Tensor) -> Tensor:
         """sigma (before softplus) [N, M, 1] at world points [N, M, 3]."""
-        return self.renderer.query(planes.features, points, self.decoder)[1]
+        return self.renderer.density(planes.features, points, self.decoder)
 
     def forward(
         self,

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_utils.ops.planes import channels_last_planes, query_field
 from training.config import GeneratorConfig
-from training.layers import FullyConnected
+from training.layers import FullyConnected, full_precision
 
-# Which two world axes a slot is read at, as (column, row).
-PLANE_AXES = ((0, 1), (0, 2), (2, 1))
+RAYS_AT_ONCE = 2048  # without gradients, of all samples together: their samples stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +24,6 @@ class RayRendering:
     features: Tensor  # [N, M, C] in [-1, 1]
     depth: Tensor  # [N, M, 1]
     weights: Tensor  # [N, M, 1]: total opacity of the ray
-
-
-def sample_planes(planes: Tensor, points: Tensor, *, box_size: float, aggregation: str) -> Tensor:
-    """Planes [N, 3, C, R, R] read at world points [N, M, 3] and summed or averaged. [N, M, C]"""
-    count, _, channels, size, _ = planes.shape
-    coordinates = points * (2 / box_size)
-    grid = torch.stack([coordinates[..., list(axes)] for axes in PLANE_AXES], dim=1)  # [N, 3, M, 2]
-    sampled = F.grid_sample(planes.reshape(-1, channels, size, size), grid.flatten(0, 1)[:, None], align_corners=False)
-    total = sampled.view(count, 3, channels, -1).sum(dim=1).transpose(1, 2)
-    return total / 3 if aggregation == 'mean' else total
 
 
 def stratified_depths(
@@ -58,7 +48,8 @@ def ray_weights(sigma: Tensor, depths: Tensor) -> Tensor:
     """
     delta = depths[:, :, 1:] - depths[:, :, :-1]
     mid_sigma = (sigma[:, :, :-1] + sigma[:, :, 1:]) / 2
-    alpha = 1 - torch.exp(-delta * F.softplus(mid_sigma - 1))
+    # Softplus as minus a log-sigmoid: unlike torch's softplus it does not depend on an element's place in memory.
+    alpha = 1 - torch.exp(delta * F.logsigmoid(1 - mid_sigma))
     through = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :, :1]), 1 - alpha + 1e-10], dim=2), dim=2)
     return alpha * through[:, :, :-1]
 
@@ -79,10 +70,21 @@ def composite(colors: Tensor, sigma: Tensor, depths: Tensor) -> tuple[Tensor, Te
     return mixed.view(*colors.shape[:2], -1), (share * depths).sum(dim=2), weights.sum(dim=2)
 
 
+def importance_shares(count: int, num_rays: int, num: int, *, rng: torch.Generator | None, like: Tensor) -> Tensor:
+    """Shares [N, M, num] in [0, 1) of a ray's weight; rng None spaces them evenly."""
+    if rng is None:
+        even = (torch.arange(num, dtype=like.dtype, device=like.device) + 0.5) / num
+        return even.expand(count, num_rays, num)
+    drawn = torch.rand((count * num_rays, num), generator=rng, dtype=like.dtype, device=like.device)
+    return drawn.view(count, num_rays, num)
+
+
 @torch.no_grad()
-def importance_depths(depths: Tensor, weights: Tensor, num: int, *, rng: torch.Generator | None) -> Tensor:
-    """New depths [N, M, num, 1] drawn where the coarse weights [N, M, D - 1, 1] are; no gradient."""
+def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
+    """New depths [N, M, K, 1] where the coarse weights [N, M, D - 1, 1] reach the shares u [N, M, K]; no gradient."""
     count, num_rays, num_coarse, _ = depths.shape
+    num = u.shape[2]
+    u = u.reshape(count * num_rays, num)
     z = depths.reshape(count * num_rays, num_coarse)
     smooth = weights.reshape(count * num_rays, 1, num_coarse - 1)
     smooth = F.avg_pool1d(F.max_pool1d(smooth, 2, stride=1, padding=1), 2, stride=1)[:, 0] + 0.01
@@ -90,10 +92,6 @@ def importance_depths(depths: Tensor, weights: Tensor, num: int, *, rng: torch.G
     inner = smooth[:, 1:-1] + 1e-5
     pdf = inner / inner.sum(dim=1, keepdim=True)
     cdf = torch.cat([torch.zeros_like(pdf[:, :1]), pdf.cumsum(dim=1)], dim=1)
-    if rng is None:
-        u = ((torch.arange(num, dtype=z.dtype, device=z.device) + 0.5) / num).expand(z.shape[0], num)
-    else:
-        u = torch.rand((z.shape[0], num), generator=rng, dtype=z.dtype, device=z.device)
     index = torch.searchsorted(cdf, u.contiguous(), right=True)
     below, above = (index - 1).clamp(min=0), index.clamp(max=inner.shape[1])
     cdf_below, bin_below = cdf.gather(1, below), bins.gather(1, below)
@@ -111,15 +109,17 @@ class Decoder(nn.Module):
         self.hidden = FullyConnected(channels, hidden)
         self.out = FullyConnected(hidden, 1 + channels)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features [N, M, C] -> colours [N, M, C] in (-0.001, 1.001), sigma [N, M, 1]."""
-        x = self.out(F.softplus(self.hidden(features.flatten(0, 1))))
-        x = x.view(*features.shape[:2], -1)
-        return x[..., 1:].sigmoid() * 1.002 - 0.001, x[..., :1]
-
-    def density(self, features: Tensor) -> Tensor:
-        """features [N, M, C] -> sigma [N, M, 1] alone."""
-        return self.forward(features)[1]
+    def forward(
+        self, planes: Tensor, points: Tensor, *, box_size: float, aggregation: str, of_colors: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """Colours [N, M, C] in (-0.001, 1.001) (None unless of_colors) and sigma [N, M, 1] at points [N, M, 3]."""
+        with full_precision(planes):
+            hidden, out = (
+                (layer.weight * layer.weight_gain, layer.bias * layer.bias_gain) for layer in (self.hidden, self.out)
+            )
+            return query_field(
+                planes, points, hidden, out, box_size=box_size, aggregation=aggregation, of_colors=of_colors
+            )
 
 
 class VolumeRenderer(nn.Module):
@@ -132,28 +132,53 @@ class VolumeRenderer(nn.Module):
     def query(self, planes: Tensor, points: Tensor, decoder: Decoder) -> tuple[Tensor, Tensor]:
         """Colours [N, M, C] and sigma [N, M, 1] at world points [N, M, 3]."""
         config = self.config
-        return decoder(sample_planes(planes, points, box_size=config.box_size, aggregation=config.plane_aggregation))
+        colors, sigma = decoder(planes, points, box_size=config.box_size, aggregation=config.plane_aggregation)
+        return colors, sigma
+
+    def density(self, planes: Tensor, points: Tensor, decoder: Decoder) -> Tensor:
+        """sigma [N, M, 1] alone; cheaper."""
+        config = self.config
+        return decoder(planes, points, box_size=config.box_size, aggregation=config.plane_aggregation, of_colors=False)[
+            1
+        ]
 
     def forward(
         self, planes: Tensor, origins: Tensor, directions: Tensor, *, decoder: Decoder, rng: torch.Generator | None
     ) -> RayRendering:
-        """Planes [N, 3, C, R, R] along rays [N, M, 3]; rng None is deterministic (midpoints)."""
+        """Planes [N, 3, C, R, R] along rays [N, M, 3]; rng None is deterministic (midpoints).
+
+        Without gradients the rays go through in parts, which bounds the memory and changes no bit of the result.
+        """
         count, num_rays, _ = origins.shape
+        planes = channels_last_planes(planes)
         depths = stratified_depths(count, num_rays, self.config, rng=rng, like=origins)
-        colors, sigma = self._march(planes, origins, directions, depths, decoder)
-        if self.config.importance_samples > 0:
-            with torch.no_grad():
-                fine = importance_depths(depths, ray_weights(sigma, depths), self.config.importance_samples, rng=rng)
-            fine_colors, fine_sigma = self._march(planes, origins, directions, fine, decoder)
-            depths = torch.cat([depths, fine], dim=2)
-            colors, sigma = torch.cat([colors, fine_colors], dim=2), torch.cat([sigma, fine_sigma], dim=2)
-        features, weighted_depth, total = composite(colors, sigma, depths)
+        shares = importance_shares(count, num_rays, self.config.importance_samples, rng=rng, like=origins)
+        at_once = num_rays if torch.is_grad_enabled() else max(1, RAYS_AT_ONCE // count)
+        parts = [
+            self._trace(planes, decoder, *part)
+            for part in zip(*(t.split(at_once, dim=1) for t in (origins, directions, depths, shares)), strict=True)
+        ]
+        features, weighted_depth, total = (torch.cat(t, dim=1) for t in zip(*(p[:3] for p in parts), strict=True))
         # Clamped to each sample's own range; the release takes the whole batch's.
-        nearest, farthest = depths.amin(dim=(1, 2))[:, None], depths.amax(dim=(1, 2))[:, None]  # [N, 1, 1]
+        nearest = torch.cat([part[3] for part in parts], dim=1).amin(dim=1, keepdim=True)  # [N, 1, 1]
+        farthest = torch.cat([part[4] for part in parts], dim=1).amax(dim=1, keepdim=True)
         safe = torch.where(total > 0, total, torch.ones_like(total))
         depth = torch.where(total > 0, weighted_depth / safe, farthest)
         depth = torch.minimum(torch.maximum(depth, nearest), farthest)
         return RayRendering(features * 2 - 1, depth, total)
+
+    def _trace(
+        self, planes: Tensor, decoder: Decoder, origins: Tensor, directions: Tensor, depths: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What `composite` returns for rays [N, M, 3], then the nearest and farthest depth of each ray [N, M, 1]."""
+        colors, sigma = self._march(planes, origins, directions, depths, decoder)
+        if shares.shape[2] > 0:
+            with torch.no_grad():
+                fine = importance_depths(depths, ray_weights(sigma, depths), shares)
+            fine_colors, fine_sigma = self._march(planes, origins, directions, fine, decoder)
+            depths = torch.cat([depths, fine], dim=2)
+            colors, sigma = torch.cat([colors, fine_colors], dim=2), torch.cat([sigma, fine_sigma], dim=2)
+        return *composite(colors, sigma, depths), depths.amin(dim=2), depths.amax(dim=2)
 
     def _march(
         self, planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, decoder: Decoder

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dnnlib import UserError
-from torch_utils.ops import bias_act, fill_holes, library, memory, rasterize, texture_planes, upfirdn2d
+from torch_utils.ops import bias_act, fill_holes, library, memory, planes, rasterize, texture_planes, upfirdn2d
 
 PACKAGES = ('torch', 'numpy', 'scipy', 'pillow', 'click', 'imageio', 'imageio-ffmpeg', 'tensorboard', 'ninja')
 
@@ -147,10 +147,19 @@ def _check_bias_act(device: torch.device, backend: str | None) -> tuple[torch.Te
     return y.detach(), *torch.autograd.grad(y.square().sum(), x)
 
 
+def _check_planes(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
+    rng = torch.Generator().manual_seed(0)
+    stack = torch.randn(2, 3, 8, 16, 16, generator=rng).to(device).requires_grad_()
+    points = (torch.rand(2, 500, 3, generator=rng) - 0.5).to(device)
+    value = planes.sample_planes(stack, points, box_size=1.0, aggregation='mean', backend=backend)
+    return value.detach(), *torch.autograd.grad(value.square().sum(), stack)
+
+
 CHECKS: dict[str, Callable[[torch.device, str | None], tuple[torch.Tensor, ...]]] = {
     'rasterize': _check_rasterize,
     'texture': _check_texture,
     'fill_holes': _check_fill_holes,
     'upfirdn2d': _check_upfirdn2d,
     'bias_act': _check_bias_act,
+    'planes': _check_planes,
 }

@@ -15,6 +15,7 @@
 
 #include "activation_math.h"
 #include "bindings_texture.h"
+#include "bindings_planes.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
@@ -234,6 +235,7 @@ struct Bindings {
     m.impl("upfirdn2d", &upfirdn2d);
     m.impl("bias_act", &bias_act);
     m.impl("bias_act_backward", &bias_act_backward);
+    PlaneBindings<Kernels>::register_all(m);
   }
 };
 

@@ -2,6 +2,7 @@
 #include "bindings.h"
 #include "kernels_cpu.h"
 #include "kernels_texture.h"
+#include "kernels_planes.h"
 
 namespace next3d {
 namespace {
@@ -50,6 +51,22 @@ struct CpuKernels {
   template <typename... Args>
   static void bias_act_backward(Args... args) {
     bias_act_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void sample_planes(Args... args) {
+    sample_planes_cpu(args...);
+  }
+  template <typename... Args>
+  static void sample_planes_backward(Args... args) {
+    sample_planes_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void sample_planes_slopes(Args... args) {
+    sample_planes_slopes_cpu(args...);
+  }
+  template <typename... Args>
+  static void query_field(Args... args) {
+    query_field_cpu(args...);
   }
 };
 

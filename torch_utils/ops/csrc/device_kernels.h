@@ -5,6 +5,7 @@
 #include <c10/util/Half.h>
 
 #include "kernels_cuda.h"
+#include "kernels_planes_cuda.h"
 
 namespace next3d {
 
@@ -73,6 +74,26 @@ struct DeviceKernels {
   template <typename... Args>
   static void bias_act_backward(Args... args) {
     bias_act_backward_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void sample_planes(Args... args) {
+    sample_planes_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void sample_planes_backward(Args... args) {
+    sample_planes_backward_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void sample_planes_slopes(Args... args) {
+    sample_planes_slopes_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void query_field(Args... args) {
+    query_field_cuda(Context::get(), native(args)...);
     Context::check();
   }
 };
