@@ -5,6 +5,7 @@
 #include "device_kernels.h"
 #include "flood.cu"
 #include "interpolate.cu"
+#include "layer_epilogue.cu"
 #include "rasterize.cu"
 #include "upfirdn2d.cu"
 

@@ -6,6 +6,7 @@
 
 #include "activation_math.h"
 #include "cuda_compat.h"
+#include "layer_epilogue_math.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
@@ -34,6 +35,25 @@ void flood_cuda(Stream stream, const uint8_t* open, int64_t samples, int height,
 template <typename T, typename A>
 void upfirdn2d_cuda(Stream stream, const T* x, const A* taps, bool correlate, double gain, int64_t planes,
                     int64_t inner, const Axis& rows, const Axis& columns, T* y);
+
+template <typename T, typename A>
+void layer_epilogue_cuda(Stream stream, const T* x, const A* taps, const A* scale, const A* noise, const A* bias,
+                         const EpilogueSizes& sizes, const EpilogueParams<A>& params, T* y);
+
+template <typename T, typename A>
+void layer_epilogue_backward_cuda(Stream stream, const T* grad, const T* y, const A* scale, const A* noise,
+                                  const A* bias, const EpilogueSizes& sizes, const EpilogueParams<A>& params,
+                                  T* grad_filtered, A* grad_noise, A* strip_sums);
+
+template <typename T, typename A>
+void scale_channels_cuda(Stream stream, const T* x, const A* scale, const EpilogueSizes& sizes, T* y);
+
+template <typename T, typename A>
+void scale_channels_backward_cuda(Stream stream, const T* grad, const T* x, const A* scale, const EpilogueSizes& sizes,
+                                  T* grad_x, A* strip_sums);
+
+template <typename A>
+void sum_strips_cuda(Stream stream, const A* strip_sums, int64_t samples, int64_t strips, int64_t width, A* sums);
 
 template <typename T, typename A>
 void bias_act_cuda(Stream stream, const T* x, const T* bias, int64_t outer, int64_t channels, int64_t inner, Act act,
