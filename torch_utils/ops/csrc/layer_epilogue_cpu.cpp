@@ -1,5 +1,5 @@
 // The epilogue of a StyleGAN2 layer in one pass over memory. Channels-last: a tile of columns is walked row by row, so
-// that the four input rows stay in cache; vertical sums are kept for the four columns that share them.
+// that the four input rows stay in cache; each row's vertical sums serve the four columns that share them.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace next3d {
 namespace {
 
 constexpr int kBandRows = 32;                // output rows of one task
-constexpr int64_t kTileBytes = 256 * 1024;   // four input rows of a tile
+constexpr int64_t kTileSize = 16384;         // elements of one row of a tile
 
 // out[i] = sum_k weights[k] * in[k][i]
 template <typename T, typename A>
@@ -22,6 +22,13 @@ void combine(const T* const* in, const A* weights, int64_t count, A* __restrict 
   for (int64_t i = 0; i < count; ++i) {
     out[i] = (wa * widened(a[i]) + wb * widened(b[i])) + (wc * widened(c[i]) + wd * widened(d[i]));
   }
+}
+
+// Asks for a row that is read soon.
+template <typename T>
+void prefetch(const T* at, int64_t count) {
+  const char* bytes = reinterpret_cast<const char*>(at);
+  for (int64_t i = 0; i < count * int64_t(sizeof(T)); i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
 // What one sample needs besides its image; scale [channels] and noise [pixels] or null, bias [channels].
@@ -41,7 +48,8 @@ class Epilogue {
       : x_(x), scale_(scale), noise_(noise), bias_(bias), sizes_(sizes), params_(params), y_(y) {
     for (int k = 0; k < kEpilogueTaps; ++k) weights_[k] = taps != nullptr ? taps[kEpilogueTaps - 1 - k] : A(0);
     if (scale == nullptr) ones_.assign(sizes.channels, A(1));
-    zeros_.assign(sizes.channels_last ? sizes.channels : sizes.in_width, narrowed<T>(A(0)));
+    const int64_t row = sizes.channels_last ? (tile_columns() + kEpilogueTaps - 1) * sizes.channels : sizes.in_width;
+    if (taps != nullptr) zeros_.assign(row, narrowed<T>(A(0)));
   }
 
   // Output rows [first, last) of a sample, without filter.
@@ -62,22 +70,21 @@ class Epilogue {
   void filtered_last(int64_t sample, int first, int last) const {
     const int64_t channels = sizes_.channels, row_size = sizes_.in_width * channels;
     const T* image = x_ + sample * sizes_.in_height * row_size;
-    const int64_t fitting = kTileBytes / (kEpilogueTaps * channels * int64_t(sizeof(T)));
-    const int tile = static_cast<int>(std::clamp<int64_t>(fitting, 16, sizes_.width));
-    std::vector<A> sums(kEpilogueTaps * channels);
+    const int tile = tile_columns();
+    std::vector<A> sums((tile + kEpilogueTaps - 1) * channels, A(0));
     for (int left = 0; left < sizes_.width; left += tile) {
       const int right = std::min(left + tile, sizes_.width);
+      const int begin = std::max(left - 1, 0), end = std::min(right + 2, sizes_.in_width);
+      std::fill(sums.begin(), sums.begin() + (begin - left + 1) * channels, A(0));
+      std::fill(sums.begin() + (end - left + 1) * channels, sums.end(), A(0));
       for (int row = first; row < last; ++row) {
-        for (int column = left - 1; column < right + 2; ++column) {
-          A* sum = sums.data() + ((column + 4) % 4) * channels;
-          if (column < 0 || column >= sizes_.in_width) {
-            std::fill(sum, sum + channels, A(0));
-          } else {
-            const T* in[kEpilogueTaps];
-            for (int k = 0; k < kEpilogueTaps; ++k) in[k] = at(image, row - 1 + k, row_size, column * channels);
-            combine(in, weights_, channels, sum);
-          }
-          if (column >= left + 2) finish_last(sums.data(), sample, row, column - 2);
+        const T* in[kEpilogueTaps];
+        for (int k = 0; k < kEpilogueTaps; ++k) in[k] = at(image, row - 1 + k, row_size, begin * channels);
+        combine(in, weights_, (end - begin) * channels, sums.data() + (begin - left + 1) * channels);
+        const T* next = at(image, std::min(row + 3, sizes_.in_height - 1), row_size, 0);
+        for (int column = left; column < right; ++column) {
+          prefetch(next + std::min(column + 2, sizes_.in_width - 1) * channels, channels);
+          finish_last(sums.data() + (column - left) * channels, sample, row, column);
         }
       }
     }
@@ -135,18 +142,27 @@ class Epilogue {
     return row >= 0 && row < sizes_.in_height ? image + row * row_size + offset : zeros_.data();
   }
 
-  // One output pixel from the vertical sums of the columns around it.
+  // Columns of a tile: such that their vertical sums and four input rows stay in cache.
+  int tile_columns() const {
+    return static_cast<int>(std::clamp<int64_t>(kTileSize / sizes_.channels, 16, sizes_.width));
+  }
+
+  // One output pixel from the vertical sums of the column before it and so on.
   void finish_last(const A* sums, int64_t sample, int row, int column) const {
     const int64_t channels = sizes_.channels, pixel = int64_t(row) * sizes_.width + column;
-    const A* scale = scale_of(sample);
+    const A* __restrict scale = scale_of(sample);
+    const A* __restrict bias = bias_;
     const A shift = noise_at(sample, pixel);
-    const A *a = sums + ((column + 3) % 4) * channels, *b = sums + (column % 4) * channels;
-    const A *c = sums + ((column + 1) % 4) * channels, *d = sums + ((column + 2) % 4) * channels;
+    const A* __restrict a = sums;
+    const A* __restrict b = a + channels;
+    const A* __restrict c = b + channels;
+    const A* __restrict d = c + channels;
     const A wa = weights_[0], wb = weights_[1], wc = weights_[2], wd = weights_[3];
+    const EpilogueParams<A> params = params_;
     T* __restrict out = y_ + (sample * sizes_.pixels() + pixel) * channels;
     for (int64_t i = 0; i < channels; ++i) {
       const A sum = (wa * a[i] + wb * b[i]) + (wc * c[i] + wd * d[i]);
-      out[i] = narrowed<T>(leaky((sum * scale[i] + shift) + bias_[i], params_));
+      out[i] = narrowed<T>(leaky((sum * scale[i] + shift) + bias[i], params));
     }
   }
 
