@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cases_epilogue
 import cases_ops
 import cases_volume
 import pytest
@@ -20,7 +21,7 @@ import torch
 
 from dnnlib import UserError
 from tools import compile_cuda
-from torch_utils.ops import bias_act, fill_holes, library, planes, rasterize, upfirdn2d
+from torch_utils.ops import bias_act, fill_holes, layer_epilogue, library, planes, rasterize, upfirdn2d
 from torch_utils.ops.texture_planes import Mirror
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,7 @@ OPS = (
     *('texture_planes', 'texture_planes_backward', 'sample_mask'),
     *('fill_holes', 'upfirdn2d', 'bias_act', 'bias_act_backward'),
     *('sample_planes', 'sample_planes_backward', 'query_field'),
+    *('layer_epilogue', 'layer_epilogue_backward', 'scale_channels', 'scale_channels_backward'),
 )
 
 # Builds a one-function library through the cache, in a process of its own: sys.argv is source, compiler.
@@ -342,3 +344,35 @@ def test_cuda_planes_emulated(emulated: Any, dtype: torch.dtype) -> None:
             pairs += zip(emulated.query_field(*decoded), native.query_field(*decoded), strict=True)
         for result, expected in pairs:
             torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_cuda_epilogue_emulated(emulated: Any, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 1e-2
+    native = torch.ops.next3d
+    for filtered, own, bare in ((True, False, False), (False, True, False), (True, False, True), (False, False, True)):
+        case = cases_epilogue.epilogue_case(
+            (2, 5, 21, 34),
+            filtered=filtered,
+            scaled=not bare,
+            noise=None if bare else 'own' if own else 'shared',
+            dtype=dtype,
+            memory_format=memory_format,
+        )
+        taps, scale, noise, bias = case.options.values()
+        y = native.layer_epilogue(case.x, taps, scale, noise, bias, 0.2, 1.3)
+        grad = torch.randn_like(y)
+        pairs = [(emulated.layer_epilogue(case.x, taps, scale, noise, bias, 0.2, 1.3), y)]
+        for wanted in ([True, not bare, not bare, True], [False] * 4):
+            rest = (grad, y, scale, noise, bias, 0.2, 1.3, wanted)
+            pairs += zip(emulated.layer_epilogue_backward(*rest), native.layer_epilogue_backward(*rest), strict=True)
+        factors = torch.randn(2, 5).to(torch.float64 if dtype == torch.float64 else torch.float32)
+        pairs.append((emulated.scale_channels(y, factors), layer_epilogue.scale_channels(y, factors, backend='native')))
+        scaling = (grad, y, factors)
+        pairs += zip(emulated.scale_channels_backward(*scaling), native.scale_channels_backward(*scaling), strict=True)
+        for value, expected in pairs:
+            assert value.stride() == expected.stride()
+            unit = expected.abs().amax().clamp(min=1) if expected.numel() else 1
+            torch.testing.assert_close(value / unit, expected / unit, atol=tolerance, rtol=tolerance)

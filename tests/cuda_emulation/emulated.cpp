@@ -7,6 +7,7 @@
 #include "flood.cu"
 #include "interpolate.cu"
 #include "planes.cu"
+#include "layer_epilogue.cu"
 #include "rasterize.cu"
 #include "texture_planes.cu"
 #include "upfirdn2d.cu"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dnnlib import UserError
-from torch_utils.ops import bias_act, fill_holes, library, memory, planes, rasterize, texture_planes, upfirdn2d
+from torch_utils.ops import bias_act, fill_holes, layer_epilogue, library, memory, planes, rasterize, texture_planes, upfirdn2d
 
 PACKAGES = ('torch', 'numpy', 'scipy', 'pillow', 'click', 'imageio', 'imageio-ffmpeg', 'tensorboard', 'ninja')
 
@@ -97,7 +97,7 @@ def _compare(
     error = max(float((a.double() - b.double()).abs().max()) for a, b in zip(active, expected, strict=True))
     sound = error < 1e-4
     return (
-        f'self-test  {device.type} {name:<11} {"ok" if sound else "WRONG"}, {error:.1e}, {milliseconds:.1f} ms',
+        f'self-test  {device.type} {name:<14} {"ok" if sound else "WRONG"}, {error:.1e}, {milliseconds:.1f} ms',
         sound,
     )
 
@@ -153,6 +153,13 @@ def _check_planes(device: torch.device, backend: str | None) -> tuple[torch.Tens
     points = (torch.rand(2, 500, 3, generator=rng) - 0.5).to(device)
     value = planes.sample_planes(stack, points, box_size=1.0, aggregation='mean', backend=backend)
     return value.detach(), *torch.autograd.grad(value.square().sum(), stack)
+def _check_layer_epilogue(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
+    x = torch.randn(2, 8, 33, 33, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    ramp = torch.linspace(0.5, 1.5, 16, device=device).view(2, 8)
+    taps = torch.tensor([0.25, 0.75, 0.75, 0.25], device=device)
+    x_scaled = layer_epilogue.scale_channels(x, ramp, backend=backend)
+    y = layer_epilogue.layer_epilogue(x_scaled, taps=taps, scale=ramp, bias=ramp[0] - 0.7, backend=backend)
+    return y.detach(), *torch.autograd.grad(y.square().sum() / 16, x)
 
 
 CHECKS: dict[str, Callable[[torch.device, str | None], tuple[torch.Tensor, ...]]] = {
@@ -162,4 +169,5 @@ CHECKS: dict[str, Callable[[torch.device, str | None], tuple[torch.Tensor, ...]]
     'upfirdn2d': _check_upfirdn2d,
     'bias_act': _check_bias_act,
     'planes': _check_planes,
+    'layer_epilogue': _check_layer_epilogue,
 }

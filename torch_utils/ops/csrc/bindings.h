@@ -16,16 +16,11 @@
 #include "activation_math.h"
 #include "bindings_texture.h"
 #include "bindings_planes.h"
+#include "bindings_epilogue.h"
+#include "bindings_types.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
-
-using at::Tensor;
-
-template <typename T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-inline at::ScalarType sum_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 inline void check_mesh(const Tensor& vertices, const Tensor& faces) {
   TORCH_CHECK(vertices.dim() == 3 && vertices.size(2) == 3, "vertices: expected [N, V, 3], got ", vertices.sizes());
@@ -79,12 +74,6 @@ inline Channels split_channels(const Tensor& x, const std::optional<Tensor>& bia
     split.outer = split.channels == 0 ? 0 : x.numel() / split.channels;
   }
   return split;
-}
-
-// The layout that an op works in and returns: channels-last where the input is unambiguously so (library.layout).
-inline at::MemoryFormat layout(const Tensor& x) {
-  const bool last = x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
-  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 // A bias along another dimension than the channels needs the plain layout.
@@ -236,6 +225,7 @@ struct Bindings {
     m.impl("bias_act", &bias_act);
     m.impl("bias_act_backward", &bias_act_backward);
     PlaneBindings<Kernels>::register_all(m);
+    EpilogueBindings<Kernels>::register_all(m);
   }
 };
 

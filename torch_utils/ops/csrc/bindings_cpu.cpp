@@ -45,6 +45,26 @@ struct CpuKernels {
     upfirdn2d_cpu(args...);
   }
   template <typename... Args>
+  static void layer_epilogue(Args... args) {
+    layer_epilogue_cpu(args...);
+  }
+  template <typename... Args>
+  static void layer_epilogue_backward(Args... args) {
+    layer_epilogue_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void scale_channels(Args... args) {
+    scale_channels_cpu(args...);
+  }
+  template <typename... Args>
+  static void scale_channels_backward(Args... args) {
+    scale_channels_backward_cpu(args...);
+  }
+  template <typename... Args>
+  static void sum_strips(Args... args) {
+    sum_strips_cpu(args...);
+  }
+  template <typename... Args>
   static void bias_act(Args... args) {
     bias_act_cpu(args...);
   }

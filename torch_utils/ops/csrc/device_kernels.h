@@ -67,6 +67,31 @@ struct DeviceKernels {
     Context::check();
   }
   template <typename... Args>
+  static void layer_epilogue(Args... args) {
+    layer_epilogue_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void layer_epilogue_backward(Args... args) {
+    layer_epilogue_backward_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void scale_channels(Args... args) {
+    scale_channels_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void scale_channels_backward(Args... args) {
+    scale_channels_backward_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
+  static void sum_strips(Args... args) {
+    sum_strips_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
   static void bias_act(Args... args) {
     bias_act_cuda(Context::get(), native(args)...);
     Context::check();

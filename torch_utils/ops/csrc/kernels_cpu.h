@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "activation_math.h"
+#include "layer_epilogue_math.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
@@ -50,6 +51,38 @@ struct Accumulator<double> {
 template <typename T>
 void upfirdn2d_cpu(const T* x, const typename Accumulator<T>::type* taps, bool correlate, double gain, int64_t planes,
                    int64_t inner, const Axis& rows, const Axis& columns, T* y);
+
+// x [samples, channels, in_height, in_width] -> y [samples, channels, height, width]; taps [4] (mirrored: a convolution),
+// scale [samples, channels] and noise [samples or 1, height, width] or null; bias [channels].
+template <typename T>
+void layer_epilogue_cpu(const T* x, const typename Accumulator<T>::type* taps,
+                        const typename Accumulator<T>::type* scale, const typename Accumulator<T>::type* noise,
+                        const typename Accumulator<T>::type* bias, const EpilogueSizes& sizes,
+                        const EpilogueParams<typename Accumulator<T>::type>& params, T* y);
+
+// grad_filtered and grad_noise [samples, height, width] may be null. strip_sums [samples, strips, 2, channels]: the
+// sums over a strip's pixels of the gradient before the activation, alone and times the filtered and scaled input.
+template <typename T>
+void layer_epilogue_backward_cpu(const T* grad, const T* y, const typename Accumulator<T>::type* scale,
+                                 const typename Accumulator<T>::type* noise,
+                                 const typename Accumulator<T>::type* bias, const EpilogueSizes& sizes,
+                                 const EpilogueParams<typename Accumulator<T>::type>& params, T* grad_filtered,
+                                 typename Accumulator<T>::type* grad_noise,
+                                 typename Accumulator<T>::type* strip_sums);
+
+// x, y [samples, channels, height, width]; scale [samples, channels].
+template <typename T>
+void scale_channels_cpu(const T* x, const typename Accumulator<T>::type* scale, const EpilogueSizes& sizes, T* y);
+
+// strip_sums [samples, strips, channels]: the sums of grad * x.
+template <typename T>
+void scale_channels_backward_cpu(const T* grad, const T* x, const typename Accumulator<T>::type* scale,
+                                 const EpilogueSizes& sizes, T* grad_x,
+                                 typename Accumulator<T>::type* strip_sums);
+
+// strip_sums [samples, strips, width] -> sums [samples, width], added in order in double.
+template <typename A>
+void sum_strips_cpu(const A* strip_sums, int64_t samples, int64_t strips, int64_t width, A* sums);
 
 // x, y, grad, reference [outer, channels, inner]; bias [channels] or null.
 template <typename T>

@@ -7,6 +7,7 @@
 #include "activation_math.h"
 #include "cuda_compat.h"
 #include "texture_math.h"
+#include "layer_epilogue_math.h"
 #include "upfirdn_math.h"
 
 namespace next3d {
@@ -49,6 +50,25 @@ void sample_mask_cuda(Stream stream, const int64_t* face_ids, const T* barycentr
 template <typename T, typename A>
 void upfirdn2d_cuda(Stream stream, const T* x, const A* taps, bool correlate, double gain, int64_t planes,
                     int64_t inner, const Axis& rows, const Axis& columns, T* y);
+
+template <typename T, typename A>
+void layer_epilogue_cuda(Stream stream, const T* x, const A* taps, const A* scale, const A* noise, const A* bias,
+                         const EpilogueSizes& sizes, const EpilogueParams<A>& params, T* y);
+
+template <typename T, typename A>
+void layer_epilogue_backward_cuda(Stream stream, const T* grad, const T* y, const A* scale, const A* noise,
+                                  const A* bias, const EpilogueSizes& sizes, const EpilogueParams<A>& params,
+                                  T* grad_filtered, A* grad_noise, A* strip_sums);
+
+template <typename T, typename A>
+void scale_channels_cuda(Stream stream, const T* x, const A* scale, const EpilogueSizes& sizes, T* y);
+
+template <typename T, typename A>
+void scale_channels_backward_cuda(Stream stream, const T* grad, const T* x, const A* scale, const EpilogueSizes& sizes,
+                                  T* grad_x, A* strip_sums);
+
+template <typename A>
+void sum_strips_cuda(Stream stream, const A* strip_sums, int64_t samples, int64_t strips, int64_t width, A* sums);
 
 template <typename T, typename A>
 void bias_act_cuda(Stream stream, const T* x, const T* bias, int64_t outer, int64_t channels, int64_t inner, Act act,
