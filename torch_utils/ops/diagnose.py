@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dnnlib import UserError
-from torch_utils.ops import bias_act, fill_holes, layer_epilogue, library, memory, planes, rasterize, texture_planes, upfirdn2d
+from torch_utils.ops import (
+    bias_act,
+    fill_holes,
+    layer_epilogue,
+    library,
+    memory,
+    planes,
+    rasterize,
+    texture_planes,
+    upfirdn2d,
+)
 
 PACKAGES = ('torch', 'numpy', 'scipy', 'pillow', 'click', 'imageio', 'imageio-ffmpeg', 'tensorboard', 'ninja')
 
@@ -153,6 +163,8 @@ def _check_planes(device: torch.device, backend: str | None) -> tuple[torch.Tens
     points = (torch.rand(2, 500, 3, generator=rng) - 0.5).to(device)
     value = planes.sample_planes(stack, points, box_size=1.0, aggregation='mean', backend=backend)
     return value.detach(), *torch.autograd.grad(value.square().sum(), stack)
+
+
 def _check_layer_epilogue(device: torch.device, backend: str | None) -> tuple[torch.Tensor, ...]:
     x = torch.randn(2, 8, 33, 33, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     ramp = torch.linspace(0.5, 1.5, 16, device=device).view(2, 8)
