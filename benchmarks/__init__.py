@@ -1,0 +1,1 @@
+"""Benchmarks: `python benchmarks/run.py`, `python benchmarks/precision.py`; see benchmarks/RESULTS.md."""
