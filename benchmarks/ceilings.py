@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -89,8 +90,8 @@ def floor_seconds(work: Mapping[str, float], rates: Rates, precision: str) -> fl
 
 
 def bandwidth(rates: Rates) -> float | None:
-    """GB/s: the fastest of triad and copies; None where none was measured."""
-    return max((rate for name, rate in rates.items() if name.startswith(('triad', 'memcpy'))), default=None)
+    """GB/s of the triad; None where it was not measured."""
+    return rates.get(TRIAD)
 
 
 def mean_rates(before: Rates, after: Rates) -> dict[str, float]:
@@ -115,7 +116,7 @@ def measure(precisions: tuple[str, ...], *, device: torch.device, runs: int, sma
 
 
 def _rate(amount: float, seconds: tuple[float, ...]) -> float:
-    return round(amount / sorted(seconds)[len(seconds) // 2] / 1e9, 2)
+    return float(f'{amount / statistics.median(seconds) / 1e9:.5g}')
 
 
 def _convolutions(precision: str, device: torch.device, runs: int, small: bool) -> Iterator[tuple[str, float]]:

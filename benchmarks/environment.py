@@ -30,7 +30,9 @@ def processor() -> str:
         facts = {key.strip(): value.strip() for key, _, value in rows}
         name = facts.get('model name') or platform.machine()
         numbers = [facts[key] for key in ('cpu family', 'model') if key in facts]
-        found = [flag for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in facts.get('flags', '').split()]
+        found = [
+            flag for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if flag in facts.get('flags', '').split()
+        ]
         return ' '.join([name, *([f'(family {" model ".join(numbers)})'] if numbers else []), *found])
     return platform.processor() or platform.machine()
 

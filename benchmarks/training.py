@@ -53,9 +53,7 @@ def measure(subject: Subject, *, precision: str, runs: int, names: frozenset[str
         peak = peak_bytes(device)
         peaks += [] if peak is None else [peak]
         if phase in names:
-            yield Measurement(
-                group='training', name=phase, precision=precision, seconds=taken[phase], peak_bytes=peak
-            )
+            yield Measurement(group='training', name=phase, precision=precision, seconds=taken[phase], peak_bytes=peak)
     if whole:
         # Run by run: the n-th run of each phase makes the n-th training image.
         parts = [[weight / BATCH * value for value in taken[name]] for name, weight in PHASE_WEIGHTS.items()]
