@@ -24,20 +24,35 @@ from torch_utils.ops import (
     texture_planes,
     upfirdn2d,
 )
+from torch_utils.ops.build_help import read_record
 
+SELF_TEST_SECONDS = 10.0
+INSTRUCTIONS = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_bf16', 'asimd', 'bf16', 'sve')
 PACKAGES = ('torch', 'numpy', 'scipy', 'pillow', 'click', 'imageio', 'imageio-ffmpeg', 'tensorboard', 'ninja')
 
 
 def report() -> Iterator[tuple[str, bool]]:
     """Lines of the report and whether each is sound; builds the native ops of every device that is present."""
     yield from _environment()
+    yield from _arithmetic()
     for device in library.present_devices():
         yield from _build(device)
         if device.type == 'cpu':
             serves = 'kept and reused' if memory.active() else f'as PyTorch does it, because {memory.reason()}'
             yield f'memory     cpu: {serves} (NEXT3D_ALLOCATOR {memory.mode()}, one of {", ".join(memory.MODES)})', True
+        start = time.perf_counter()
         for name, check in CHECKS.items():
             yield _compare(name, check, device)
+        seconds = time.perf_counter() - start
+        yield f'self-test  {device.type} took {seconds:.1f} s for {len(CHECKS)} ops', seconds < SELF_TEST_SECONDS
+
+
+def _arithmetic() -> Iterator[tuple[str, bool]]:
+    """What the processor multiplies natively, and what follows from it."""
+    flags = library.processor_flags().split()
+    found = [name for name in INSTRUCTIONS if name in flags]
+    uses = torch.backends.cpu.get_cpu_capability()
+    yield f'processor  {" ".join(found) or "no instruction set that matters here is known"}; torch uses {uses}', True
 
 
 def _environment() -> Iterator[tuple[str, bool]]:
@@ -88,9 +103,17 @@ def _build(device: torch.device) -> Iterator[tuple[str, bool]]:
     build = library.load(device.type)
     if build.library is None:
         yield f'ops        {device.type}: PyTorch twins, because the native ops fail: {build.cause}', False
+        if build.remedy:
+            yield f'           what to do: {build.remedy}', False
+        if build.log is not None:
+            yield f'           full log: {build.log}', False
         return
     how = 'compiled' if build.compiled else 'loaded from the cache'
     yield f'ops        {device.type}: native, {how} in {build.seconds:.1f} s: {build.library}', True
+    record = read_record(build.library)
+    if record is not None:
+        made = f'{record.date} UTC in {record.seconds:.1f} s by {record.compiler}'
+        yield f'           built {made} with {" ".join(record.flags)}', True
 
 
 def _compare(

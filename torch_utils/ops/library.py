@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from dnnlib import UserError
-from torch_utils.ops import memory
+from torch_utils.ops import build_help, memory
 
 MODES = ('auto', 'native', 'reference')
 SOURCE_DIR = Path(__file__).parent / 'csrc'
@@ -50,8 +50,16 @@ class Build:
 
     library: Path | None = None
     cause: str | None = None
+    remedy: str = ''  # what to do about the cause
+    log: Path | None = None  # what the failed build printed
     seconds: float = 0.0
     compiled: bool = False
+
+    @property
+    def explanation(self) -> str:
+        """Cause, remedy and log in one line."""
+        parts = [self.cause or '', self.remedy, f'full log: {self.log}' if self.log else '']
+        return '; '.join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ class Recipe:
         for path in (*self.sources, *self.headers):
             digest.update(path.name.encode() + b'\0' + path.read_bytes() + b'\0')
         facts = (torch.__version__, self.compiler, self.compiler_version, *self.flags, *self.cuda_flags)
-        digest.update('\0'.join((*facts, self.nvcc_version, _processor())).encode())
+        digest.update('\0'.join((*facts, self.nvcc_version, processor_flags())).encode())
         return cache_root() / f'{self.name}-{digest.hexdigest()[:20]}'
 
     @property
@@ -126,11 +134,13 @@ def use_native(device: torch.device, *, backend: str | None = None) -> bool:
     if build.library is not None:
         return True
     if choice == 'native':
-        raise UserError(f'native ops for {device.type} are not available: {build.cause}; or set NEXT3D_OPS=reference')
+        raise UserError(
+            f'native ops for {device.type} are not available: {build.explanation}; or set NEXT3D_OPS=reference'
+        )
     if device.type not in _warned:
         _warned.add(device.type)
         warnings.warn(
-            f'native ops for {device.type} are not available, using the slower PyTorch twins: {build.cause}',
+            f'native ops for {device.type} are not available, using the slower PyTorch twins: {build.explanation}',
             RuntimeWarning,
             stacklevel=3,
         )
@@ -195,14 +205,19 @@ def build_and_load(built: Recipe) -> bool:
 
 
 def _load(device_type: str) -> Build:
-    start = time.monotonic()
+    start, built = time.monotonic(), None
     try:
         built = recipe(device_type)
         compiled = build_and_load(built)
         if device_type == 'cpu':
             memory.install(built.library)
     except (UserError, OSError, RuntimeError, ImportError) as error:
-        return Build(cause=_cause(error), seconds=time.monotonic() - start)
+        return Build(
+            cause=build_help.cause_of(error),
+            remedy=build_help.remedy_for(error),
+            log=build_help.write_log(built.folder, error) if built is not None else None,
+            seconds=time.monotonic() - start,
+        )
     return Build(library=built.library, seconds=time.monotonic() - start, compiled=compiled)
 
 
@@ -211,11 +226,11 @@ def _compile(built: Recipe, folder: Path, library: Path) -> None:
     for left in folder.glob('work-*'):  # by a killed process
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix='work-', dir=folder))
-    print(f'Building {built.name} (once, up to a minute) in {folder} ...', file=sys.stderr, flush=True)
+    start = time.monotonic()
     from torch.utils import cpp_extension  # slow to import, so only when something must be built
 
     try:
-        with _tools_on_path(built.compiler):
+        with _tools_on_path(built.compiler), build_help.progress(built.name, work, steps=len(built.sources) + 1):
             cpp_extension.load(
                 built.name,
                 [str(path) for path in built.sources],
@@ -227,10 +242,14 @@ def _compile(built: Recipe, folder: Path, library: Path) -> None:
                 with_cuda=bool(built.nvcc_version),
                 is_python_module=False,
             )
+        record = build_help.BuildRecord(
+            compiler=built.compiler_version,
+            flags=(*built.flags, *built.cuda_flags),
+            seconds=round(time.monotonic() - start, 1),
+            date=time.strftime('%Y-%m-%d %H:%M', time.gmtime()),
+        )
+        build_help.write_record(folder, record)
         os.replace(next(work.glob('*.so')), library)
-    except RuntimeError as error:
-        (folder / 'build.log').write_text(str(error))
-        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -301,7 +320,8 @@ def run_tool(*command: str) -> str:
     """What a tool prints; UserError when it fails."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise UserError(f'{" ".join(command)} fails: {_cause(RuntimeError(result.stderr or result.stdout))}')
+        said = build_help.cause_of(RuntimeError(result.stderr or result.stdout or f'exit status {result.returncode}'))
+        raise UserError(f'{" ".join(command)} fails: {said}')
     return result.stdout.strip()
 
 
@@ -314,16 +334,10 @@ def _nvcc_version() -> str:
 
 
 @functools.cache
-def _processor() -> str:
-    """The instruction sets that -march=native may use."""
+def processor_flags() -> str:
+    """The machine and the instruction sets that -march=native may use, separated by blanks."""
     with contextlib.suppress(OSError):
         for row in Path('/proc/cpuinfo').read_text().splitlines():
             if row.startswith(('flags', 'Features')):
                 return platform.machine() + row.partition(':')[2]
     return platform.machine()
-
-
-def _cause(error: Exception) -> str:
-    """The one line of an error that tells a user what to mend."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if 'error:' in line), lines[0])[:400]
