@@ -1,6 +1,6 @@
 """Single operations at the sizes of the full network, against the traffic with main memory that they cannot avoid.
 
-The inputs come from tests/cases_*.py. Any of these files may bring its own rows: a function
+The inputs come from tests/cases_*.py. Any of these files may bring rows (cases_op_benchmarks does): a function
 `op_benchmarks(device, dtype)` that yields (name, prepare), where prepare() returns the call to time and the bytes that
 it must at least read and write (None where memory does not bound it). Rows with a gradient enable it inside the call.
 """
@@ -20,11 +20,9 @@ from benchmarks.subjects import FLAME_FACES, TYPES
 from benchmarks.timing import Measurement, repeat_short
 from torch_utils.ops import bias_act, fill_holes, rasterize, upfirdn2d
 from torch_utils.rng import stream
-from training.volume import sample_planes
 
 TESTS = Path(__file__).resolve().parent.parent / 'tests'
 CHANNELS, SIDE = 128, 256  # of the filtered and activated images
-PLANE_POINTS = 196_608  # the coarse (or the fine) samples of one image
 Call = Callable[[], object]
 Prepare = Callable[[], tuple[Call, int | None]]
 LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
@@ -52,7 +50,6 @@ def cases(precision: str, *, device: torch.device) -> Iterator[tuple[str, Prepar
     for layout, memory_format in LAYOUTS.items():
         for name, prepare in (('upfirdn2d up2', _upsample), ('upfirdn2d down2', _downsample), ('bias_act lrelu', _act)):
             yield f'{name} {layout}', functools.partial(prepare, device, dtype, memory_format)
-    yield 'sample planes', functools.partial(_plane_sampling, device, dtype)
     for path in sorted(TESTS.glob('cases_*.py')):
         if 'def op_benchmarks(' in path.read_text(encoding='utf-8'):
             yield from import_cases(path.stem).op_benchmarks(device, dtype)
@@ -112,10 +109,3 @@ def _act(device: torch.device, dtype: torch.dtype, memory_format: torch.memory_f
     x = _image(device, dtype, memory_format)
     bias = torch.randn(CHANNELS, generator=stream(0, 'bias')).to(device, dtype)
     return lambda: bias_act.bias_act(x, bias, act='lrelu'), 2 * x.nbytes
-
-
-def _plane_sampling(device: torch.device, dtype: torch.dtype) -> tuple[Call, int]:
-    planes = torch.randn(1, 3, 32, SIDE, SIDE, generator=stream(0, 'planes')).to(device, dtype)
-    points = (torch.rand(1, PLANE_POINTS, 3, generator=stream(0, 'points')) - 0.5).to(device, dtype)
-    traffic = planes.nbytes + points.nbytes + PLANE_POINTS * 32 * planes.element_size()
-    return lambda: sample_planes(planes, points, box_size=1.0, aggregation='mean'), traffic

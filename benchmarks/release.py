@@ -113,6 +113,8 @@ def references() -> dict[tuple[str, str], Reference]:
     table['ops', 'sample planes'] = Reference(
         seconds=record['sampling_seconds']['grid_sample 3x32x256x256 @196608 pts'], scale='bandwidth'
     )
+    query = record['density_64_seconds']['query']  # on ready planes
+    table['ops', 'query field 64^3'] = Reference(seconds=query, scale='bandwidth')
     return table
 
 

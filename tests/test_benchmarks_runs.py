@@ -139,7 +139,9 @@ def test_training_trains() -> None:
 def test_ops_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, 'SIDE', 8)
     monkeypatch.setattr(ops, 'CHANNELS', 4)
-    monkeypatch.setattr(ops, 'PLANE_POINTS', 10)
+    more = ops.import_cases('cases_op_benchmarks')
+    for name, value in {'SIDE': 8, 'CHANNELS': 4, 'PLANE_SIDE': 8, 'PLANE_POINTS': 10, 'GRID_POINTS': 10}.items():
+        monkeypatch.setattr(more, name, value)
     for precision in ('fp32', 'bf16'):
         names = ops.rows(precision)
         rows = list(ops.measure(precision=precision, runs=1, names=frozenset(names), device=CPU))
