@@ -106,7 +106,7 @@ def _bounds(measured: Measurement, rates: ceilings.Rates) -> tuple[float | None,
     done = work().get(name) if measured.group in ('stages', 'training') else None
     if not done or sum(done.values()) < LEAST_GFLOP or measured.precision not in ceilings.DTYPE_NAMES:
         return None, '', None
-    return sum(done.values()), 'counted', ceilings.floor_seconds(done, rates, measured.precision)
+    return sum(done.values()), 'counted', ceilings.floor_seconds(done, ceilings.bounds(rates), measured.precision)
 
 
 def _scale(reference: Reference, rates: ceilings.Rates) -> tuple[float | None, str]:

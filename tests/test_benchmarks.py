@@ -57,6 +57,17 @@ def test_ceilings_around_a_block() -> None:
     assert ceilings.drift({}, {}) is None
 
 
+def test_rows_are_bounded_by_the_better_memory() -> None:
+    plain = {'a': 10.0, 'b': 5.0, 'c': 1.0}
+    assert ceilings.bounds({**plain, 'a, memory reused': 12.0, 'b, memory reused': 4.0}) == {**plain, 'a': 12.0}
+    reused = {name + ceilings.REUSED: 2 * rate for name, rate in TWICE.items() if name.startswith('conv3x3')}
+    facts = measured('stages', 'texture', 'fp32', 1.0)
+    row, tighter = (compare(facts, rates=rates, full_size=True) for rates in (TWICE, {**TWICE, **reused}))
+    assert row.fraction is not None
+    assert tighter.fraction == pytest.approx(row.fraction / 2, rel=1e-3)
+    assert tighter.ratio == row.ratio  # the release's ceilings were measured without
+
+
 def test_shapes() -> None:
     for shape in ceilings.CONVOLUTIONS:
         name = str(ceilings.Shape(kind='conv', channels=shape[:2], side=shape[2]))

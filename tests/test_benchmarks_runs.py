@@ -103,6 +103,7 @@ def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         *(ceilings.MEMCPY.format(size) for size in (64, 512)),
         ceilings.TRIAD,
         *(f'conv3x3 1x8x16x16->8 {dtype} nhwc' for dtype in ('float32', 'bfloat16')),
+        *(f'conv3x3 1x8x16x16->8 {dtype} nhwc, memory reused' for dtype in ('float32', 'bfloat16')),
         *(f'convT3x3s2 1x8x16x16->8 {dtype} nhwc' for dtype in ('float32', 'bfloat16')),
         *(f'gemm 32^3 {dtype}' for dtype in ('float32', 'bfloat16')),
     }
