@@ -38,7 +38,7 @@ def measure(subject: Subject, *, precision: str, runs: int, names: frozenset[str
     present = {name: getattr(generator, module) for name, module in MODULES.items()}
     clock = StageClock({name: module for name, module in present.items() if module is not None}, device)
     taken: dict[str, list[float]] = {name: [] for name in ROWS}
-    start_peak()
+    start_peak(device)
     with torch.no_grad(), precision_context(precision, device):
         for turn in range(WARM_UP_RUNS + runs):
             seconds = _one_image(subject, clock)

@@ -106,9 +106,11 @@ class StageClock:
                 handle.remove()
 
 
-def start_peak() -> None:
-    """Forget the peak memory of this process so far (Linux; elsewhere the peak is the whole process's)."""
+def start_peak(device: torch.device) -> None:
+    """Forget the peak memory so far (of a CPU on Linux; elsewhere it stays the whole process's)."""
     gc.collect()
+    if device.type != 'cpu':
+        torch.get_device_module(device).reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path('/proc/self/clear_refs').write_text('5')
 

@@ -48,7 +48,7 @@ def measure(subject: Subject, *, precision: str, runs: int, names: frozenset[str
         player = phase[0]
         for key, network in networks.items():
             network.requires_grad_(key == player)
-        start_peak()
+        start_peak(device)
         taken[phase] = _run_phase(loss, optimizers[player], precision=precision, runs=runs, device=device)
         peak = peak_bytes(device)
         peaks += [] if peak is None else [peak]

@@ -58,7 +58,7 @@ def test_timing() -> None:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='peak memory can be reset on Linux alone')
 def test_peak_memory_is_of_its_own_time() -> None:
-    start_peak()
+    start_peak(CPU)
     before = peak_bytes(CPU)
     block = torch.ones(64 << 18)
     high = peak_bytes(CPU)
