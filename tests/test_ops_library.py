@@ -198,6 +198,7 @@ def test_doctor() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert 'ops        cpu: native' in result.stdout
     assert result.stdout.count(' ok, ') >= 4
+    assert 'memory     cpu: ' in result.stdout
     environment = {**os.environ, 'CXX': '/nowhere/c++'}
     result = subprocess.run(
         [sys.executable, 'doctor.py'], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

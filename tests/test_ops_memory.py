@@ -15,6 +15,7 @@ from torch_utils.ops import library, memory
 
 ROOT = Path(__file__).parent.parent
 MIB = 2**20
+STANDS_BACK = "PyTorch's allocator, because"
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -295,17 +296,17 @@ def test_out_of_memory_is_torch_s_error() -> None:
 
 def test_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     code = LOAD + 'x = block(8)\nprint(memory.active(), memory.stats().live, memory.reason())'
-    assert run(code, NEXT3D_ALLOCATOR='system') == 'False 0 NEXT3D_ALLOCATOR demands it'
+    assert run(code, NEXT3D_ALLOCATOR='system') == "False 0 PyTorch's allocator, as NEXT3D_ALLOCATOR demands"
     monkeypatch.setenv('NEXT3D_ALLOCATOR', 'fast')
     with pytest.raises(UserError, match="NEXT3D_ALLOCATOR: expected one of auto, system, got 'fast'"):
         library.use_native(torch.device('cpu'))
-    assert run('print(memory.active(), memory.reason())') == 'False the native CPU ops are not loaded'
+    assert run('print(memory.active(), memory.reason())') == f'False {STANDS_BACK} the native CPU ops are not loaded'
 
 
 def test_limited_address_space_falls_back() -> None:
     limit = 'import resource\nresource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))\n'
     code = 'print(memory.active(), int(block(8).sum()) // MIB, memory.stats().live, memory.reason())\n'
-    assert run(limit + LOAD + code) == 'False 8 0 the address space is limited (ulimit -v or -d)'
+    assert run(limit + LOAD + code) == f'False 8 0 {STANDS_BACK} the address space is limited (ulimit -v or -d)'
 
 
 def test_refused_reservation_falls_back() -> None:
@@ -320,4 +321,4 @@ def test_refused_reservation_falls_back() -> None:
         '        size //= 2\n'
     )
     code = 'print(memory.active(), int(block(8).sum()) // MIB, memory.reason())\n'
-    assert run(fill + LOAD + code) == 'False 8 the system refuses to reserve addresses'
+    assert run(fill + LOAD + code) == f'False 8 {STANDS_BACK} the system refuses to reserve addresses'

@@ -38,8 +38,7 @@ def report() -> Iterator[tuple[str, bool]]:
     for device in library.present_devices():
         yield from _build(device)
         if device.type == 'cpu':
-            serves = 'kept and reused' if memory.active() else f'as PyTorch does it, because {memory.reason()}'
-            yield f'memory     cpu: {serves} (NEXT3D_ALLOCATOR {memory.mode()}, one of {", ".join(memory.MODES)})', True
+            yield f'memory     cpu: {memory.reason() or "freed memory is kept for reuse"}', True
         start = time.perf_counter()
         for name, check in CHECKS.items():
             yield _compare(name, check, device)
@@ -71,8 +70,8 @@ def _environment() -> Iterator[tuple[str, bool]]:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             capability = f'{properties.major}.{properties.minor}'
-            memory = f'{properties.total_memory / 2**30:.0f} GiB'
-            yield f'device     cuda:{index} {properties.name}, capability {capability}, {memory}', True
+            gigabytes = properties.total_memory / 2**30
+            yield f'device     cuda:{index} {properties.name}, capability {capability}, {gigabytes:.0f} GiB', True
     else:
         yield f'device     cpu only (torch {torch.__version__} sees no GPU)', True
     installed = importlib.util.find_spec('pytorch3d') is not None
@@ -82,6 +81,7 @@ def _environment() -> Iterator[tuple[str, bool]]:
     )
     yield f'           in use: {rasterize.chosen_backend() or "auto"} (--rasterizer or NEXT3D_RASTERIZER)', True
     yield f'NEXT3D_OPS {library.mode()} (one of {", ".join(library.MODES)})', True
+    yield f'NEXT3D_ALLOCATOR {memory.mode()} (one of {", ".join(memory.MODES)})', True
 
 
 def _installed_version(package: str) -> str | None:

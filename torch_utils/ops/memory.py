@@ -21,7 +21,7 @@ from dnnlib import UserError
 MODES = ('auto', 'system')
 
 _library: ctypes.CDLL | None = None
-_reason = 'the native CPU ops are not loaded'
+_reason = "PyTorch's allocator, because the native CPU ops are not loaded"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,12 @@ def install(library: Path) -> None:
     """
     global _library, _reason
     if mode() == 'system':
-        _reason = 'NEXT3D_ALLOCATOR demands it'
+        _reason = "PyTorch's allocator, as NEXT3D_ALLOCATOR demands"
         return
     loaded = ctypes.CDLL(str(library))
     loaded.next3d_allocator_install.restype = ctypes.c_char_p
     refusal = loaded.next3d_allocator_install()
-    _library, _reason = loaded, refusal.decode() if refusal else ''
+    _library, _reason = loaded, f"PyTorch's allocator, because {refusal.decode()}" if refusal else ''
 
 
 def active() -> bool:
@@ -68,7 +68,7 @@ def active() -> bool:
 
 
 def reason() -> str:
-    """Why it is not active, in a few words; empty where it is."""
+    """Which other allocator serves and why, in a few words; empty where this one is active."""
     return '' if active() else _reason or 'another allocator was installed since'
 
 
