@@ -7,6 +7,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from torch_utils.ops.layer_epilogue import layer_epilogue
+from torch_utils.ops.modulated_conv import modulated_conv2d
+from training.layers import demodulation
+
 Module = TypeVar('Module', bound=nn.Module)
 
 
@@ -31,3 +35,17 @@ def assert_all_parameters_learn(network: nn.Module, loss: torch.Tensor) -> None:
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not idle
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def modulated(
+    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, *, demodulate: bool = True, up: int = 1
+) -> torch.Tensor:
+    """A StyleGAN2 layer without noise, bias and activation."""
+    return layer_epilogue(
+        modulated_conv2d(x, weight, styles, up=up),
+        bias=x.new_zeros(len(weight)),
+        taps=torch.tensor([0.25, 0.75, 0.75, 0.25]).to(x) if up == 2 else None,
+        scale=demodulation(weight, styles) if demodulate else None,
+        slope=1,
+        gain=1,
+    )

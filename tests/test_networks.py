@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.cases_networks import assert_all_parameters_learn, perturb, randn, seeded
+from tests.cases_networks import assert_all_parameters_learn, modulated, perturb, randn, seeded
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from training.config import GeneratorConfig, preset
 from training.discriminator import DualDiscriminator
-from training.layers import Conv2d, FullyConnected, MappingNetwork, filtered_resize, modulated_conv2d
+from training.layers import Conv2d, FullyConnected, MappingNetwork, filtered_resize
 from training.static_planes import StaticPlanes
 from training.style_unet import ShallowUNet, StyleUNet, build_blending_unet, build_mouth_unet
 from training.stylegan2 import SynthesisNetwork, block_ws, num_synthesis_ws
@@ -64,7 +64,7 @@ def test_conv2d_resample_differentiates_twice() -> None:
 @pytest.mark.parametrize('demodulate', [True, False])
 def test_modulated_convolution_equals_per_sample_kernels(demodulate: bool) -> None:
     x, weight, styles = randn(3, 4, 5, 5), randn(6, 4, 3, 3, seed=1), 1 + randn(3, 4, seed=2)
-    result = modulated_conv2d(x, weight, styles, demodulate=demodulate)
+    result = modulated(x, weight, styles, demodulate=demodulate)
     for index in range(3):
         kernel = weight * styles[index].view(1, -1, 1, 1)
         if demodulate:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.cases_networks import modulated
 from tests.cases_parity import assert_gradients, assert_parity
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from training.blending import BlendingNet
-from training.layers import MappingNetwork, filtered_resize, modulated_conv2d
+from training.layers import MappingNetwork, filtered_resize
 from training.legacy import discriminator_config, generator_config, load_discriminator_state, rename_generator_state
 from training.static_planes import StaticPlanes
 from training.style_unet import build_mouth_unet
@@ -186,9 +187,9 @@ def test_convolutions(case: dict) -> None:
         'conv_up': conv2d_resample(x, w3, up=2, **filter2d),
         'conv_down': conv2d_resample(x, w3, down=2, **filter2d),
         'conv1x1_down': conv2d_resample(x, w1, down=2, **filter2d),
-        'modconv_same': modulated_conv2d(x, w3, styles),
-        'modconv_torgb': modulated_conv2d(x, w1, styles, demodulate=False),
-        'modconv_up_noise': modulated_conv2d(x, w3, styles, up=2, **filter2d) + ops['noise'],
+        'modconv_same': modulated(x, w3, styles),
+        'modconv_torgb': modulated(x, w1, styles, demodulate=False),
+        'modconv_up_noise': modulated(x, w3, styles, up=2) + ops['noise'],
         'aa_resize_24': filtered_resize(ops['aa_resize_in'], 24),
         'aa_resize_64': filtered_resize(ops['aa_resize_in'], 64),
     }
@@ -203,5 +204,5 @@ def test_synthesis_layer_adds_noise_before_bias_and_activation() -> None:
     nn.init.constant_(layer.noise_strength, 0.5)
     nn.init.constant_(layer.bias, -0.2)
     x, w = torch.randn(2, 3, 8, 8), torch.randn(2, 4)
-    noisy = modulated_conv2d(x, layer.weight, layer.affine(w)) + 0.5 * layer.noise_const - 0.2
+    noisy = modulated(x, layer.weight, layer.affine(w)) + 0.5 * layer.noise_const - 0.2
     torch.testing.assert_close(layer(x, w), 2**0.5 * F.leaky_relu(noisy, 0.2))

@@ -112,28 +112,10 @@ class Conv2d(nn.Module):
         return bias_act.bias_act(x, bias, act=self.activation, gain=self.act_gain * gain)
 
 
-def modulated_conv2d(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    styles: torch.Tensor,
-    *,
-    demodulate: bool = True,
-    up: int = 1,
-    resample_filter: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Convolution of x [N, C, H, W] by weight [O, C, k, k] scaled per sample by styles [N, C] over input channels.
-
-    With `demodulate` each output channel is divided by the norm of its scaled kernel. The weights stay shared:
-    inputs are scaled before and outputs after one plain convolution, equal to per-sample kernels up to rounding.
-    """
-    batch, channels = styles.shape
-    scales = styles.to(x.dtype).view(batch, channels, 1, 1)
-    x = conv2d_resample(x * scales, weight, resample_filter=resample_filter, up=up)
-    if demodulate:
-        with full_precision(x):
-            norm = styles.square() @ weight.square().sum(dim=(2, 3)).t()  # [N, O]
-            x = x * (norm + 1e-8).rsqrt().to(x.dtype).view(batch, -1, 1, 1)
-    return x
+def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """1 / norm of each output channel's kernel, weight [O, C, k, k] scaled by styles [N, C]: [N, O]."""
+    with full_precision(styles):
+        return (styles.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt()
 
 
 class MappingNetwork(nn.Module):

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from torch_utils.ops import bias_act, upfirdn2d
-from training.layers import RESAMPLE_TAPS, FullyConnected, at_least_float32, log2_resolution, modulated_conv2d
+from torch_utils.ops.layer_epilogue import layer_epilogue
+from torch_utils.ops.modulated_conv import modulated_conv2d
+from training.layers import RESAMPLE_TAPS, FullyConnected, at_least_float32, demodulation, log2_resolution
 
 
 def num_synthesis_ws(resolution: int) -> int:
@@ -36,7 +38,7 @@ class SynthesisLayer(nn.Module):
     """
 
     noise_const: torch.Tensor
-    resample_filter: torch.Tensor
+    taps: torch.Tensor
 
     def __init__(
         self,
@@ -57,17 +59,26 @@ class SynthesisLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros([])) if use_noise else None
         if use_noise:
             self.register_buffer('noise_const', torch.randn(resolution, resolution))
-        self.register_buffer('resample_filter', upfirdn2d.setup_filter(RESAMPLE_TAPS), persistent=False)
+        # Per axis; the sum of 2 makes up for the zeros of the transposed convolution.
+        self.register_buffer('taps', torch.tensor(RESAMPLE_TAPS) * (2 / sum(RESAMPLE_TAPS)), persistent=False)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, *, rng: torch.Generator | None = None) -> torch.Tensor:
         styles = self.affine(w)
-        x = modulated_conv2d(x, self.weight, styles, up=self.up, resample_filter=self.resample_filter)
+        x = modulated_conv2d(x, self.weight, styles, up=self.up)
+        noise = None
         if self.noise_strength is not None:
-            noise = self.noise_const
+            noise = self.noise_const[None, None]
             if rng is not None:
-                noise = torch.randn(x.shape[0], 1, *x.shape[2:], generator=rng, device=x.device)
-            x = x + (noise * self.noise_strength).to(x.dtype)
-        return bias_act.bias_act(x, self.bias.to(x.dtype), act='lrelu')
+                shape = (x.shape[0], 1, self.resolution, self.resolution)
+                noise = torch.randn(shape, generator=rng, device=x.device)
+            noise = noise * self.noise_strength
+        return layer_epilogue(
+            x,
+            bias=self.bias,
+            taps=self.taps if self.up == 2 else None,
+            scale=demodulation(self.weight, styles),
+            noise=noise,
+        )
 
 
 class OutputLayer(nn.Module):
@@ -82,7 +93,7 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         styles = self.affine(w) * self.weight_gain
-        x = at_least_float32(modulated_conv2d(x, self.weight, styles, demodulate=False))
+        x = at_least_float32(modulated_conv2d(x, self.weight, styles))
         return bias_act.bias_act(x, self.bias)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from torch_utils.ops import upfirdn2d
+from torch_utils.ops import conv2d, upfirdn2d
 
 
 def conv2d_resample(
@@ -29,7 +28,7 @@ def conv2d_resample(
             f'x, weight: expected [N, C, H, W] and [O, C, k, k], got {list(x.shape)}, {list(weight.shape)}'
         )
     if up == 1 and down == 1:
-        return F.conv2d(x, weight, padding=kernel // 2)
+        return conv2d.conv2d(x, weight, padding=kernel // 2)
     if resample_filter is None or (up, down) not in ((2, 1), (1, 2)):
         raise ValueError(f'up, down: expected (1, 1), (2, 1) or (1, 2) with a resample_filter, got ({up}, {down})')
     taps = resample_filter.shape[-1]
@@ -38,10 +37,10 @@ def conv2d_resample(
         before, after = kernel // 2 + (taps - 1) // 2, kernel // 2 + (taps - 2) // 2
         padding = (before, after, before, after)
         if kernel == 1:  # the strided filter and the 1x1 convolution commute: filter a quarter of the pixels
-            return F.conv2d(upfirdn2d.upfirdn2d(x, resample_filter, down=2, padding=padding), weight)
-        return F.conv2d(upfirdn2d.upfirdn2d(x, resample_filter, padding=padding), weight, stride=2)
+            return conv2d.conv2d(upfirdn2d.upfirdn2d(x, resample_filter, down=2, padding=padding), weight)
+        return conv2d.conv2d(upfirdn2d.upfirdn2d(x, resample_filter, padding=padding), weight, stride=2)
 
     before = kernel // 2 + (taps + 1) // 2 - (kernel - 1)
     after = kernel // 2 + (taps - 2) // 2 - (kernel - 2)
-    x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    x = conv2d.conv_transpose2d(x, weight.transpose(0, 1))
     return upfirdn2d.upfirdn2d(x, resample_filter, padding=(before, after, before, after), gain=4)
