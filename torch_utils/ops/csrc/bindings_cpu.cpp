@@ -90,7 +90,27 @@ struct CpuKernels {
   }
 };
 
+// Only CPUs need it: elsewhere the vendor's library computes weight gradients at full speed.
+Tensor weight_gradient(const Tensor& small, const Tensor& large, int64_t kernel, int64_t stride, int64_t padding) {
+  TORCH_CHECK(small.dim() == 4 && large.dim() == 4 && small.size(0) == large.size(0) &&
+                  small.scalar_type() == large.scalar_type(),
+              "small, large: expected [B, M, h, w] and [B, N, H, W] of one type, got ", small.sizes(), large.sizes());
+  TORCH_CHECK(kernel > 0 && stride > 0 && padding >= 0, "kernel, stride, padding: expected positive numbers");
+  const Tensor s = small.contiguous(at::MemoryFormat::ChannelsLast);
+  const Tensor l = large.contiguous(at::MemoryFormat::ChannelsLast);
+  Tensor weight = at::empty({s.size(1), l.size(1), kernel, kernel}, l.options(), at::MemoryFormat::ChannelsLast);
+  const Correlation c{s.size(0), s.size(2), s.size(3), s.size(1), l.size(2), l.size(3), l.size(1),
+                      int(kernel), int(stride), int(padding)};
+  AT_DISPATCH_FLOATING_TYPES(s.scalar_type(), "next3d::weight_gradient", [&] {
+    weight_gradient_cpu(s.const_data_ptr<scalar_t>(), l.const_data_ptr<scalar_t>(), c, weight.data_ptr<scalar_t>());
+  });
+  return weight;
+}
+
 }  // namespace
 }  // namespace next3d
 
-TORCH_LIBRARY_IMPL(next3d, CPU, m) { next3d::Bindings<next3d::CpuKernels>::register_all(m); }
+TORCH_LIBRARY_IMPL(next3d, CPU, m) {
+  next3d::Bindings<next3d::CpuKernels>::register_all(m);
+  m.impl("weight_gradient", &next3d::weight_gradient);
+}

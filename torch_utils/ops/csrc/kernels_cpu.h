@@ -95,4 +95,15 @@ void bias_act_backward_cpu(const T* grad, const T* reference, const T* bias, int
                            int64_t inner, Act act, const ActParams<typename Accumulator<T>::type>& params,
                            T* grad_x);
 
+// Two channels-last images and the taps that tie them: pixel (i, j) of the small one meets
+// (stride i + y - padding, stride j + x - padding) of the large one.
+struct Correlation {
+  int64_t samples, small_height, small_width, small_channels, large_height, large_width, large_channels;
+  int kernel, stride, padding;
+};
+
+// weight [small_channels, kernel, kernel, large_channels]
+template <typename T>
+void weight_gradient_cpu(const T* small, const T* large, const Correlation& correlation, T* weight);
+
 }  // namespace next3d
