@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 OPS = (
     *('rasterize', 'rasterize_backward', 'interpolate', 'interpolate_backward'),
     *('texture_planes', 'texture_planes_backward', 'sample_mask'),
-    *('fill_holes', 'upfirdn2d', 'bias_act', 'bias_act_backward'),
+    *('fill_holes', 'upfirdn2d', 'bias_act', 'bias_act_backward', 'bias_act_backward_sum'),
     *('sample_planes', 'sample_planes_backward', 'query_field'),
     *('layer_epilogue', 'layer_epilogue_backward', 'scale_channels', 'scale_channels_backward'),
 )
@@ -322,6 +322,8 @@ def test_cuda_elementwise_emulated(emulated: Any, memory_format: torch.memory_fo
             rest = (bias, 1, act, 0.2, 1.3, 2.0)
             pairs.append((emulated.bias_act(x, *rest), native.bias_act(x, *rest)))
             pairs.append((emulated.bias_act_backward(grad, x, *rest), native.bias_act_backward(grad, x, *rest)))
+            sums = emulated.bias_act_backward_sum(grad, x, *rest), native.bias_act_backward_sum(grad, x, *rest)
+            pairs += zip(*sums, strict=True)
     for value, expected in pairs:
         assert value.stride() == expected.stride()
         torch.testing.assert_close(value, expected, atol=tolerance, rtol=tolerance)

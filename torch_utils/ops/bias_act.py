@@ -41,6 +41,10 @@ library.define(
     'bias_act_backward(Tensor grad, Tensor reference, Tensor? b, int dim, str act, float alpha, float gain,'
     ' float clamp) -> Tensor'
 )
+library.define(
+    'bias_act_backward_sum(Tensor grad, Tensor reference, Tensor? b, int dim, str act, float alpha, float gain,'
+    ' float clamp) -> (Tensor, Tensor)'
+)
 
 
 def bias_act(
@@ -141,6 +145,21 @@ def _fake_backward(
     return _fake(reference, b, dim, act, alpha, gain, clamp)
 
 
+@torch.library.register_fake('next3d::bias_act_backward_sum')
+def _fake_backward_sum(
+    grad: torch.Tensor,
+    reference: torch.Tensor,
+    b: torch.Tensor | None,
+    dim: int,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad_b = reference.new_empty(reference.shape[dim])
+    return _fake(reference, grad_b, dim, act, alpha, gain, clamp), grad_b
+
+
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     """Keeps the output, which the next layer keeps anyway; only swish needs its argument."""
     x, b, *ctx.arguments = inputs
@@ -158,19 +177,32 @@ def _sum_to_bias(gradient: torch.Tensor, dim: int) -> torch.Tensor:
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple:
     reference, b = ctx.saved_tensors
-    dim = ctx.arguments[0]
-    grad_x = torch.ops.next3d.bias_act_backward(grad, reference, b, *ctx.arguments)
-    grad_b = _sum_to_bias(grad_x, dim) if ctx.has_bias and ctx.needs_input_grad[1] else None
+    if ctx.has_bias and ctx.needs_input_grad[1]:
+        grad_x, grad_b = torch.ops.next3d.bias_act_backward_sum(grad, reference, b, *ctx.arguments)
+    else:
+        grad_x, grad_b = torch.ops.next3d.bias_act_backward(grad, reference, b, *ctx.arguments), None
     return grad_x, grad_b, None, None, None, None, None
 
 
 def _setup_second(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     grad, reference, b, *ctx.arguments = inputs
     ctx.save_for_backward(grad, reference, b)
+    ctx.set_materialize_grads(False)
 
 
-def _second(ctx: Any, cotangent: torch.Tensor) -> tuple:
+def _second_of_sum(ctx: Any, of_x: torch.Tensor | None, of_b: torch.Tensor | None) -> tuple:
+    """The gradient of b is the sum of that of x: its cotangent adds to every pixel."""
+    reference, dim = ctx.saved_tensors[1], ctx.arguments[0]
+    if of_b is not None:
+        spread = of_b.view([-1 if axis == dim else 1 for axis in range(reference.ndim)])
+        of_x = spread.expand_as(reference) if of_x is None else of_x + spread
+    return _second(ctx, of_x)
+
+
+def _second(ctx: Any, cotangent: torch.Tensor | None) -> tuple:
     """The first-order gradient is linear in the incoming one and curved in `reference`."""
+    if cotangent is None:
+        return (None,) * 8
     grad, reference, b = ctx.saved_tensors
     dim, act, _, gain, clamp = ctx.arguments
     by_grad = torch.ops.next3d.bias_act_backward(cotangent, reference, b, *ctx.arguments)
@@ -188,3 +220,4 @@ def _second(ctx: Any, cotangent: torch.Tensor) -> tuple:
 
 torch.library.register_autograd('next3d::bias_act', _backward, setup_context=_setup_context)
 torch.library.register_autograd('next3d::bias_act_backward', _second, setup_context=_setup_second)
+torch.library.register_autograd('next3d::bias_act_backward_sum', _second_of_sum, setup_context=_setup_second)

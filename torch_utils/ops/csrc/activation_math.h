@@ -29,7 +29,10 @@ NEXT3D_HD A sigmoid(A z) {
 template <Act act, typename A>
 NEXT3D_HD A activate(A z, A alpha) {
   if constexpr (act == Act::relu) return z > A(0) ? z : (z <= A(0) ? A(0) : z);  // keeps NaN
-  if constexpr (act == Act::lrelu) return z > A(0) ? z : z * alpha;
+  if constexpr (act == Act::lrelu) {
+    const A below = z * alpha;  // taken in both cases, so that loops vectorize
+    return z > A(0) ? z : below;
+  }
   if constexpr (act == Act::tanh) return std::tanh(z);
   if constexpr (act == Act::sigmoid) return sigmoid(z);
   if constexpr (act == Act::elu) return z > A(0) ? z : std::expm1(z);
@@ -56,21 +59,23 @@ NEXT3D_HD A slope(A t, A alpha) {
   return A(1);
 }
 
-// clamp(gain * act(z)).
+// clamp(gain * act(z)). Conditions are combined without branches, so that loops vectorize.
 template <Act act, typename A>
 NEXT3D_HD A forward(A z, const ActParams<A>& p) {
   const A y = activate<act>(z, p.alpha) * p.gain;
-  if (p.clamp < A(0)) return y;
-  return y > p.clamp ? p.clamp : (y < -p.clamp ? -p.clamp : y);
+  const bool clamped = p.clamp >= A(0);
+  const A low = clamped & (y < -p.clamp) ? -p.clamp : y;
+  return clamped & (y > p.clamp) ? p.clamp : low;
 }
 
 // Gradient with respect to z; `reference` is the clamped output (swish: z).
 template <Act act, typename A>
 NEXT3D_HD A backward(A grad, A reference, const ActParams<A>& p) {
   const A y = act == Act::swish ? activate<act>(reference, p.alpha) * p.gain : reference;
-  if (p.clamp >= A(0) && !(y < p.clamp && y > -p.clamp)) return A(0);
   const A t = act == Act::swish ? reference : reference * p.inverse_gain;
-  return grad * (slope<act>(t, p.alpha) * p.gain);
+  const A gradient = grad * (slope<act>(t, p.alpha) * p.gain);
+  const bool inside = (p.clamp < A(0)) | ((y < p.clamp) & (y > -p.clamp));
+  return inside ? gradient : A(0);
 }
 
 }  // namespace next3d

@@ -1,11 +1,11 @@
 // Bias, activation, gain and clamp in one pass.
 #include <ATen/Parallel.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
+#include "half_bits.h"
 #include "kernels_cpu.h"
 
 namespace next3d {
@@ -30,41 +30,82 @@ void for_each_run(bool has_bias, int64_t outer, int64_t channels, int64_t inner,
   });
 }
 
-template <Act act, typename T>
-void forward_all(const T* x, const T* bias, int64_t outer, int64_t channels, int64_t inner,
-                 const ActParams<typename Accumulator<T>::type>& params, T* y) {
-  using A = typename Accumulator<T>::type;
+template <Act act, typename T, typename A>
+void forward_all(const T* x, const T* bias, int64_t outer, int64_t channels, int64_t inner, const ActParams<A>& p,
+                 T* y) {
   for_each_run(bias != nullptr, outer, channels, inner, [&](int64_t first, int64_t count, int64_t channel) {
+    const ActParams<A> params = p;
     const T* in = x + first;
-    T* out = y + first;
-    if (bias != nullptr && channel < 0) {
-      for (int64_t i = 0; i < count; ++i) {
-        out[i] = static_cast<T>(forward<act>(static_cast<A>(in[i]) + static_cast<A>(bias[i]), params));
-      }
+    T* __restrict out = y + first;
+    if (channel < 0) {
+      for (int64_t i = 0; i < count; ++i) out[i] = narrowed<T>(forward<act>(widened(in[i]) + widened(bias[i]), params));
     } else {
-      const A b = bias != nullptr ? static_cast<A>(bias[channel]) : A(0);
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(forward<act>(static_cast<A>(in[i]) + b, params));
+      const A b = bias != nullptr ? widened(bias[channel]) : A(0);
+      for (int64_t i = 0; i < count; ++i) out[i] = narrowed<T>(forward<act>(widened(in[i]) + b, params));
     }
   });
 }
 
-template <Act act, typename T>
+template <Act act, typename T, typename A>
 void backward_all(const T* grad, const T* reference, const T* bias, int64_t outer, int64_t channels, int64_t inner,
-                  const ActParams<typename Accumulator<T>::type>& params, T* grad_x) {
-  using A = typename Accumulator<T>::type;
+                  const ActParams<A>& p, T* grad_x) {
   for_each_run(bias != nullptr, outer, channels, inner, [&](int64_t first, int64_t count, int64_t channel) {
-    const T* g = grad + first;
-    const T* r = reference + first;
-    T* out = grad_x + first;
-    if (bias != nullptr && channel < 0) {
+    const ActParams<A> params = p;
+    const T *g = grad + first, *r = reference + first;
+    T* __restrict out = grad_x + first;
+    if (channel < 0) {
       for (int64_t i = 0; i < count; ++i) {
-        const A z = static_cast<A>(r[i]) + static_cast<A>(bias[i]);
-        out[i] = static_cast<T>(backward<act>(static_cast<A>(g[i]), z, params));
+        out[i] = narrowed<T>(backward<act>(widened(g[i]), widened(r[i]) + widened(bias[i]), params));
       }
     } else {
-      const A b = bias != nullptr ? static_cast<A>(bias[channel]) : A(0);
+      const A b = bias != nullptr ? widened(bias[channel]) : A(0);
       for (int64_t i = 0; i < count; ++i) {
-        out[i] = static_cast<T>(backward<act>(static_cast<A>(g[i]), static_cast<A>(r[i]) + b, params));
+        out[i] = narrowed<T>(backward<act>(widened(g[i]), widened(r[i]) + b, params));
+      }
+    }
+  });
+}
+
+// As backward_all; also adds up the gradient per channel over strips of pixels, which are (outer, inner).
+template <Act act, typename T, typename A>
+void backward_and_sum(const T* grad, const T* reference, const T* bias, int64_t outer, int64_t channels, int64_t inner,
+                      const ActParams<A>& p, T* grad_x, A* strip_sums) {
+  const int64_t pixels = outer * inner;
+  const std::vector<T> silence(bias == nullptr ? channels : 0, narrowed<T>(A(0)));
+  const T* shifts = bias == nullptr ? silence.data() : bias;
+  at::parallel_for(0, strip_count(pixels), std::max<int64_t>(1, kGrain / kStripPixels / std::max<int64_t>(1, channels)),
+                   [&](int64_t begin, int64_t end) {
+    const ActParams<A> params = p;
+    for (int64_t strip = begin; strip < end; ++strip) {
+      A* __restrict sums = strip_sums + strip * channels;
+      std::fill(sums, sums + channels, A(0));
+      const int64_t last = std::min((strip + 1) * kStripPixels, pixels);
+      for (int64_t pixel = strip * kStripPixels, count = 1; pixel < last; pixel += count) {
+        if (inner == 1) {
+          const T *g = grad + pixel * channels, *r = reference + pixel * channels;
+          T* __restrict out = grad_x + pixel * channels;
+          for (int64_t c = 0; c < channels; ++c) {
+            const A value = backward<act>(widened(g[c]), widened(r[c]) + widened(shifts[c]), params);
+            out[c] = narrowed<T>(value);
+            sums[c] += value;
+          }
+          continue;
+        }
+        count = std::min(last - pixel, inner - pixel % inner);
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t first = (pixel / inner * channels + c) * inner + pixel % inner;
+          const T *g = grad + first, *r = reference + first;
+          T* __restrict out = grad_x + first;
+          const A b = widened(shifts[c]);
+          A sum = A(0);
+#pragma omp simd reduction(+ : sum)
+          for (int64_t i = 0; i < count; ++i) {
+            const A value = backward<act>(widened(g[i]), widened(r[i]) + b, params);
+            out[i] = narrowed<T>(value);
+            sum += value;
+          }
+          sums[c] += sum;
+        }
       }
     }
   });
@@ -103,11 +144,22 @@ void bias_act_backward_cpu(const T* grad, const T* reference, const T* bias, int
   });
 }
 
+template <typename T>
+void bias_act_backward_sum_cpu(const T* grad, const T* reference, const T* bias, int64_t outer, int64_t channels,
+                               int64_t inner, Act act, const ActParams<typename Accumulator<T>::type>& params,
+                               T* grad_x, typename Accumulator<T>::type* strip_sums) {
+  dispatch(act, [&](auto chosen) {
+    backward_and_sum<chosen.value>(grad, reference, bias, outer, channels, inner, params, grad_x, strip_sums);
+  });
+}
+
 #define NEXT3D_INSTANTIATE(T)                                                                                  \
   template void bias_act_cpu<T>(const T*, const T*, int64_t, int64_t, int64_t, Act,                            \
                                 const ActParams<Accumulator<T>::type>&, T*);                                   \
   template void bias_act_backward_cpu<T>(const T*, const T*, const T*, int64_t, int64_t, int64_t, Act,         \
-                                         const ActParams<Accumulator<T>::type>&, T*);
+                                         const ActParams<Accumulator<T>::type>&, T*);                          \
+  template void bias_act_backward_sum_cpu<T>(const T*, const T*, const T*, int64_t, int64_t, int64_t, Act,     \
+                                             const ActParams<Accumulator<T>::type>&, T*, Accumulator<T>::type*);
 NEXT3D_INSTANTIATE(float)
 NEXT3D_INSTANTIATE(double)
 NEXT3D_INSTANTIATE(c10::Half)

@@ -215,6 +215,37 @@ struct Bindings {
     return grad_x;
   }
 
+  static std::tuple<Tensor, Tensor> bias_act_backward_sum(const Tensor& grad, const Tensor& reference,
+                                                          const std::optional<Tensor>& b, int64_t dim, std::string act,
+                                                          double alpha, double gain, double clamp) {
+    const c10::DeviceGuard guard(reference.device());
+    TORCH_CHECK(grad.sizes() == reference.sizes() && grad.scalar_type() == reference.scalar_type(),
+                "bias_act_backward_sum: gradient and reference do not match");
+    TORCH_CHECK(dim >= 0 && dim < reference.dim(), "dim: expected a dimension of the reference, got ", dim);
+    Tensor grad_b = at::empty({reference.size(dim)}, reference.options());
+    const at::MemoryFormat format = bias_layout(reference, grad_b, dim);
+    const Channels split = split_channels(reference, grad_b, dim, format);
+    const Tensor g = grad.contiguous(format), r = reference.contiguous(format);
+    const Tensor bias = b.has_value() ? b->contiguous() : Tensor();
+    TORCH_CHECK(!b.has_value() || (b->sizes() == grad_b.sizes() && b->scalar_type() == grad_b.scalar_type()),
+                "b: expected [", split.channels, "] of the type of the reference");
+    Tensor grad_x = at::empty_like(r, r.options(), format);
+    const int64_t strips = strip_count(split.outer * split.inner);
+    const auto wide = r.options().dtype(sum_type(r));
+    Tensor strip_sums = at::empty({strips, split.channels}, wide), sums = at::empty({split.channels}, wide);
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, r.scalar_type(), "next3d::bias_act_backward_sum", [&] {
+      using A = Sum<scalar_t>;
+      Kernels::bias_act_backward_sum(
+          g.const_data_ptr<scalar_t>(), r.const_data_ptr<scalar_t>(),
+          bias.defined() ? bias.const_data_ptr<scalar_t>() : static_cast<const scalar_t*>(nullptr), split.outer,
+          split.channels, split.inner, parse_act(act), act_params<A>(alpha, gain, clamp), grad_x.data_ptr<scalar_t>(),
+          strip_sums.data_ptr<A>());
+      Kernels::sum_strips(static_cast<const A*>(strip_sums.const_data_ptr<A>()), int64_t(1), strips, split.channels,
+                          sums.data_ptr<A>());
+    });
+    return {grad_x, grad_b.copy_(sums)};
+  }
+
   static void register_all(torch::Library& m) {
     m.impl("rasterize", &rasterize);
     m.impl("rasterize_backward", &rasterize_backward);
@@ -225,6 +256,7 @@ struct Bindings {
     m.impl("bias_act", &bias_act);
     m.impl("bias_act_backward", &bias_act_backward);
     PlaneBindings<Kernels>::register_all(m);
+    m.impl("bias_act_backward_sum", &bias_act_backward_sum);
     EpilogueBindings<Kernels>::register_all(m);
   }
 };

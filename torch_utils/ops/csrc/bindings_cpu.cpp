@@ -65,6 +65,10 @@ struct CpuKernels {
     sum_strips_cpu(args...);
   }
   template <typename... Args>
+  static void bias_act_backward_sum(Args... args) {
+    bias_act_backward_sum_cpu(args...);
+  }
+  template <typename... Args>
   static void bias_act(Args... args) {
     bias_act_cpu(args...);
   }

@@ -92,6 +92,11 @@ struct DeviceKernels {
     Context::check();
   }
   template <typename... Args>
+  static void bias_act_backward_sum(Args... args) {
+    bias_act_backward_sum_cuda(Context::get(), native(args)...);
+    Context::check();
+  }
+  template <typename... Args>
   static void bias_act(Args... args) {
     bias_act_cuda(Context::get(), native(args)...);
     Context::check();

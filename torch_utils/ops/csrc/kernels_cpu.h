@@ -106,4 +106,10 @@ struct Correlation {
 template <typename T>
 void weight_gradient_cpu(const T* small, const T* large, const Correlation& correlation, T* weight);
 
+// Like bias_act_backward_cpu, and strip_sums [strip_count(outer * inner), channels], the sums of the gradient over strips of pixels.
+template <typename T>
+void bias_act_backward_sum_cpu(const T* grad, const T* reference, const T* bias, int64_t outer, int64_t channels,
+                               int64_t inner, Act act, const ActParams<typename Accumulator<T>::type>& params,
+                               T* grad_x, typename Accumulator<T>::type* strip_sums);
+
 }  // namespace next3d

@@ -78,4 +78,9 @@ template <typename T, typename A>
 void bias_act_backward_cuda(Stream stream, const T* grad, const T* reference, const T* bias, int64_t outer,
                             int64_t channels, int64_t inner, Act act, const ActParams<A>& params, T* grad_x);
 
+template <typename T, typename A>
+void bias_act_backward_sum_cuda(Stream stream, const T* grad, const T* reference, const T* bias, int64_t outer,
+                                int64_t channels, int64_t inner, Act act, const ActParams<A>& params, T* grad_x,
+                                A* strip_sums);
+
 }  // namespace next3d

@@ -5,11 +5,11 @@
 #include <cstdint>
 
 #include "host_device.h"
+#include "strip_math.h"
 
 namespace next3d {
 
 constexpr int kEpilogueTaps = 4;  // at input pixels -1, 0, 1, 2 relative to the output
-constexpr int64_t kStripPixels = 512;  // pixels of a sample whose sums are added first: fixed, whatever the threads
 
 // x [samples, channels, in_height, in_width] -> y [samples, channels, height, width]; without filter of equal size.
 struct EpilogueSizes {
@@ -19,7 +19,7 @@ struct EpilogueSizes {
   bool shared_noise;  // one noise image for all samples
 
   NEXT3D_HD int64_t pixels() const { return int64_t(height) * width; }
-  NEXT3D_HD int64_t strips() const { return (pixels() + kStripPixels - 1) / kStripPixels; }
+  NEXT3D_HD int64_t strips() const { return strip_count(pixels()); }
   NEXT3D_HD int64_t noise_offset(int64_t sample) const { return shared_noise ? 0 : sample * pixels(); }
   // Index of an element of y.
   NEXT3D_HD int64_t at(int64_t sample, int64_t channel, int64_t pixel) const {
