@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dnnlib.cli import Command, rasterizer_option
+from dnnlib.cli import Command, precision_option, rasterizer_option
 
 
 @click.command(cls=Command)
@@ -25,6 +25,7 @@ from dnnlib.cli import Command, rasterizer_option
 @click.option('--gpus', type=click.IntRange(min=1), default=1, show_default=True, help='Number of ranks.')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
 @rasterizer_option
+@precision_option
 @click.option('--out', help='Append the results with their protocol to this JSON-lines file.')
 @click.option(
     '--cache-dir', help='Where statistics and downloads are kept. Default: NEXT3D_CACHE_DIR or ~/.cache/next3d.'
@@ -43,6 +44,7 @@ def main(
     batch: int,
     gpus: int,
     device: str,
+    precision: str,
     out: str | None,
     cache_dir: str | None,
     inception: str | None,
@@ -73,6 +75,7 @@ def main(
         head_model_path=head_model,
         out=out,
         show=click.echo,
+        precision=precision,
         protocol=Protocol(
             seed=seed,
             truncation_psi=trunc,

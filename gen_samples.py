@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dnnlib.cli import Command, parse_float_list, parse_int_list, rasterizer_option
+from dnnlib.cli import Command, parse_float_list, parse_int_list, precision_option, rasterizer_option
 
 
 @click.command(cls=Command)
@@ -40,6 +40,7 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list, rasterizer_opt
 )
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
 @rasterizer_option
+@precision_option
 def main(
     network: str,
     topology: str | None,
@@ -62,6 +63,7 @@ def main(
     shape_res: int,
     shape_level: float | None,
     device: str,
+    precision: str,
 ) -> None:
     """Draw SEEDS with one head: seed0000.png (its views), and sheet.png with raw image, depth and template.
 
@@ -79,6 +81,7 @@ def main(
     from applications.heads import HeadChoice, choose_head
     from applications.samples import CameraRig, SampleOptions, view_labels, write_samples
     from torch_utils.devices import choose_device
+    from torch_utils.precision import choose_precision
     from training import cameras
     from training.checkpoint import ReleaseAssets, load_generator
 
@@ -92,7 +95,8 @@ def main(
         head_model_path=head_model,
     )
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
-    loaded = load_generator(network, device=choose_device(device), assets=assets)
+    chosen = choose_precision(precision, choose_device(device))
+    loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
     rig = CameraRig.of(loaded.config, focal=cameras.FOCAL if fov_deg is None else cameras.focal_from_fov(fov_deg))
     options = SampleOptions(
         seeds=tuple(numbers),
@@ -105,6 +109,7 @@ def main(
         shape_level=shape_level,
     )
     write_samples(loaded.generator, choose_head(choice, loaded), options, report=click.echo)
+    click.echo(f'precision {chosen}')
 
 
 if __name__ == '__main__':

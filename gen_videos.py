@@ -7,7 +7,7 @@ import re
 import click
 
 from dnnlib import UserError
-from dnnlib.cli import Command, parse_int_list, rasterizer_option
+from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_option
 
 
 @click.command(cls=Command)
@@ -37,6 +37,7 @@ from dnnlib.cli import Command, parse_int_list, rasterizer_option
 @click.option('--crf', type=click.IntRange(0, 51), default=18, show_default=True, help='H.264: 0 lossless, 51 worst.')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
 @rasterizer_option
+@precision_option
 def main(
     network: str,
     topology: str | None,
@@ -59,6 +60,7 @@ def main(
     scale: int | None,
     crf: int,
     device: str,
+    precision: str,
 ) -> None:
     """Write an mp4. A driver gives expression, jaw, neck and eyes; its identity stays its own.
 
@@ -78,6 +80,7 @@ def main(
 
     from applications.videos import VideoOptions, make_video
     from torch_utils.devices import choose_device
+    from torch_utils.precision import choose_precision
     from training.checkpoint import ReleaseAssets, load_generator
 
     options = VideoOptions(
@@ -101,9 +104,10 @@ def main(
         crf=crf,
     )
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
-    loaded = load_generator(network, device=choose_device(device), assets=assets)
+    chosen = choose_precision(precision, choose_device(device))
+    loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
     count = make_video(loaded, options, progress=_show_progress)
-    click.echo(f'{output}: {count} frames')
+    click.echo(f'{output}: {count} frames, precision {chosen}')
 
 
 def _grid_size(grid: str | None, cells: int) -> tuple[int, int]:

@@ -74,7 +74,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--mouth-planes', type=click.Choice(['all', 'front']), help='Planes that the mouth is completed on.')
 @click.option('--disc-template', help='Template rendering for D: none, uv, normals or correspondence.')
 @click.option('--mbstd-group', type=POSITIVE, help='Group size of the minibatch standard deviation.')
-@click.option('--precision', type=click.Choice(['fp32', 'bf16']), help='Of convolutions and matrix products.')
+@click.option('--precision', type=click.Choice(['auto', 'fp32', 'bf16']), help='Of convolutions. Default: fp32.')
 @click.option(
     '--set', 'assignments', multiple=True, metavar='KEY=VALUE', help='Any config field, e.g. G.depth_samples=24.'
 )
@@ -82,6 +82,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device type.')
 @rasterizer_option
 @click.option('--head-model', metavar='FILE', help="The user's FLAME file, for datasets of FLAME parameters.")
+@click.option('--grad-checkpoint', is_flag=True, help='Less memory, a quarter more time: recompute stages of G.')
 @click.option('--dry-run', is_flag=True, help='Check everything, print the config, make one step, write nothing.')
 def main(
     outdir: str,
@@ -91,6 +92,7 @@ def main(
     workers: int,
     device: str,
     head_model: str | None,
+    grad_checkpoint: bool,
     dry_run: bool,
     **chosen: Any,
 ) -> None:
@@ -107,6 +109,8 @@ def main(
     overrides = {FIELDS[name]: value for name, value in chosen.items()}
     overrides['G.label_scale'] = None if chosen['gen_pose_cond'] is None else float(chosen['gen_pose_cond'])
     overrides['image_ticks'] = chosen['snap']
+    if chosen['precision'] == 'auto':
+        del overrides['precision']  # decided below, by the device
     if metrics is not None:
         overrides['metrics'] = [name.strip() for name in metrics.split(',') if name.strip() not in ('', 'none')]
     overrides.update(parse_assignment(text) for text in assignments)
@@ -114,14 +118,24 @@ def main(
 
     from torch_utils.devices import choose_device
     from torch_utils.distributed import run
+    from torch_utils.precision import choose_precision
     from training.loop import RunOptions, prepare, train
 
     device_type = choose_device(device).type
+    wanted = 'auto' if chosen['precision'] == 'auto' else config.precision
+    precision = choose_precision(wanted, choose_device(device))
+    if precision.name == 'fp16':
+        raise UserError('--precision=auto: this GPU has no bf16, and training has no fp16; use --precision=fp32')
+    config = dataclasses.replace(config, precision=precision.name)  # type: ignore[arg-type]
     check_metrics(config.metrics)
     config = prepare(config, head_model=head_model)
+    if wanted == 'auto':
+        click.echo(f'precision {precision}', err=True)
     if dry_run:
         click.echo(json.dumps(to_dict(config), indent=2))
-    options = RunOptions(outdir=outdir, workers=workers, head_model=head_model, dry_run=dry_run)
+    options = RunOptions(
+        outdir=outdir, workers=workers, head_model=head_model, dry_run=dry_run, checkpoint=grad_checkpoint
+    )
     run(functools.partial(train, config=config, options=options, evaluate=evaluate), device_type, ranks=config.gpus)
 
 

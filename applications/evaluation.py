@@ -10,6 +10,7 @@ from dnnlib import UserError
 from dnnlib.files import sha256_file
 from metrics.registry import Progress, Protocol, evaluate, parse_metric, write_results
 from torch_utils.distributed import Communicator
+from torch_utils.precision import choose_precision
 from training.checkpoint import load_generator
 from training.dataset import HeadDataset
 
@@ -25,6 +26,7 @@ class Evaluation:
     mirror: bool | None = None  # None: as in training
     head_model_path: str | None = None  # the user's FLAME file, for datasets of FLAME parameters
     out: str | None = None  # JSON lines to append to
+    precision: str = 'fp32'  # of the generator, by torch_utils.precision.choose_precision
     show: Callable[[str], None] = print  # gets one line a result, on rank 0
 
 
@@ -34,7 +36,8 @@ def run_evaluation(evaluation: Evaluation, communicator: Communicator) -> None:
         parse_metric(name)
     if evaluation.out and communicator.is_main:
         write_results(evaluation.out, [])  # not writable: known before the work, not after
-    loaded = load_generator(evaluation.network, device=communicator.device)
+    precision = choose_precision(evaluation.precision, communicator.device)
+    loaded = load_generator(evaluation.network, device=communicator.device, precision=precision)
     path = evaluation.data or loaded.config.data
     if not path:
         raise UserError('--data: the network does not say what it was trained on; give a dataset')
@@ -63,7 +66,8 @@ def run_evaluation(evaluation: Evaluation, communicator: Communicator) -> None:
         for result in results:
             evaluation.show(
                 f'{result["metric"]}: {result["value"]:.4f}  ({result["num_generated"]} generated against '
-                f'{result["num_real"]} real, seed {result["seed"]}, {result["extractor"]}, {result["seconds"]:.0f} s)'
+                f'{result["num_real"]} real, seed {result["seed"]}, {result["precision"]}, {result["extractor"]}, '
+                f'{result["seconds"]:.0f} s)'
             )
         if evaluation.out:
             write_results(evaluation.out, results)

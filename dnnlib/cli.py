@@ -51,6 +51,16 @@ rasterizer_option = click.option(
 )
 
 
+# Adds --precision to a command, for torch_utils.precision.choose_precision.
+precision_option = click.option(
+    '--precision',
+    type=click.Choice(['auto', 'fp32', 'bf16', 'fp16']),
+    default='fp32',
+    show_default=True,
+    help='Of convolutions. auto: bf16 where the device multiplies it natively, else fp16 on a GPU, else fp32.',
+)
+
+
 def parse_int_list(text: str, *, option: str) -> list[int]:
     """'0,3,5-8' -> [0, 3, 5, 6, 7, 8]; UserError names the option."""
     values: list[int] = []

@@ -143,6 +143,7 @@ def _measure(metric: Metric, extractor: FeatureExtractor, run: _Run) -> dict[str
         'truncation_psi': protocol.truncation_psi,
         'truncation_cutoff': protocol.truncation_cutoff,
         'batch': protocol.batch,
+        'precision': getattr(run.generator, 'precision_name', 'fp32'),
         'dataset': run.dataset.name,
         'dataset_images': len(run.dataset),
         'dataset_hash': run.dataset.content_hash,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases_geometry import ellipsoid_template, posed
 
+from torch_utils.precision import choose_precision
 from training.cameras import orbit_camera
 from training.config import preset
 from training.generator import Generator
@@ -190,3 +191,54 @@ def test_full_size_builds_with_the_expected_parameters() -> None:
     generator = Generator(preset('ffhq512-release').generator, TEMPLATE)
     count = sum(parameter.numel() for parameter in generator.parameters())
     assert abs(count / 1e6 - (172.8 - 29.8)) < 0.5, count
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('name', ['paper', 'release'])
+def test_recomputed_stages_give_the_same_gradients(name: str, precision: str) -> None:
+    """Also where stages draw noise: the same numbers again, and none taken from the caller's stream."""
+    generator = make(**VARIANTS[name])
+    z, label, head = inputs()
+    results = []
+    for generator.checkpoint in (False, True):
+        generator.zero_grad()
+        rng = torch.Generator().manual_seed(5)
+        with choose_precision(precision, torch.device('cpu')).context():
+            out = generator(z, label, head, rng=rng)
+        out.image.square().mean().backward()
+        gradients = [parameter.grad.clone() for parameter in generator.parameters() if parameter.grad is not None]
+        results.append((out.image.detach(), torch.rand(3, generator=rng), *gradients))
+    assert len(results[0]) > 50
+    assert len(results[0]) == len(results[1])
+    for kept, recomputed in zip(*results, strict=True):
+        assert torch.equal(kept, recomputed)
+
+
+def test_recomputing_keeps_fewer_tensors() -> None:
+    generator = make()
+    z, label, head = inputs()
+    kept = []
+    for generator.checkpoint in (False, True):
+        total = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            generator(z, label, head)
+        kept.append(total)
+    assert kept[1] < kept[0]
+
+
+def test_own_precision_overrides_the_callers() -> None:
+    generator = make()
+    z, label, head = inputs()
+    with torch.no_grad():
+        plain = generator(z, label, head).image
+        generator.precision = choose_precision('bf16', torch.device('cpu'))
+        assert generator.precision_name == 'bf16'
+        half = generator(z, label, head).image
+    assert half.dtype == torch.float32
+    assert 0 < (plain - half).abs().max() < 0.2 * plain.abs().max()

@@ -131,7 +131,17 @@ def test_options_reach_the_config() -> None:
 
 def test_every_option_is_a_config_field_or_read() -> None:
     options = {parameter.name for parameter in train.main.params}
-    elsewhere = {'outdir', 'cfg', 'metrics', 'assignments', 'workers', 'device', 'head_model', 'dry_run', 'rasterizer'}
+    elsewhere = {
+        'outdir',
+        'cfg',
+        'metrics',
+        'assignments',
+        'workers',
+        'device',
+        'head_model',
+        'dry_run',
+        'rasterizer',
+    } | {'grad_checkpoint'}
     assert options == set(train.FIELDS) | elsewhere
 
 

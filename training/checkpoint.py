@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, explain_os_error
+from torch_utils.precision import Precision, choose_precision, lay_out
 from training.config import TrainConfig, from_dict, to_dict
 from training.generator import Generator
 from training.head.model import HeadTemplate
@@ -98,10 +99,15 @@ class ReleaseAssets:
 
 
 def load_generator(
-    path: str | os.PathLike[str], *, device: torch.device | str = 'cpu', assets: ReleaseAssets | None = None
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = 'cpu',
+    assets: ReleaseAssets | None = None,
+    precision: Precision | None = None,
 ) -> LoadedGenerator:
     """The averaged generator of a snapshot, rebuilt from its own config and template, or of the public release's
-    pickle (told apart by content), which `assets` are for; UserError as load_snapshot.
+    pickle (told apart by content), which `assets` are for. It runs in `precision` (None: fp32).
+    UserError as load_snapshot.
     """
     if is_pickle(path):
         from training.legacy_files import read_release
@@ -114,6 +120,8 @@ def load_generator(
     generator = Generator(snapshot.config.generator, snapshot.template)
     load_state(generator, snapshot.networks['G_ema'], where=f'{path}: G_ema')
     generator = generator.eval().requires_grad_(False).to(device)
+    generator.precision = precision or choose_precision('fp32', torch.device(device))
+    lay_out(generator, generator.precision)
     return LoadedGenerator(
         generator=generator, config=snapshot.config, head_model_name=snapshot.info.head_model, info=snapshot.info
     )

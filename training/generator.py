@@ -7,17 +7,22 @@ No call writes state; w_avg is tracked by `generator.mapping.update_w_avg` in th
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from torch_utils.ops.planes import channels_last_planes
+from torch_utils.precision import Precision
 from training.blending import BlendingNet, blend
 from training.cameras import LABEL_DIM, rays
 from training.config import GeneratorConfig
 from training.head.model import HeadInput, HeadTemplate
 from training.layers import MappingNetwork, full_precision
 from training.rasterized_planes import TextureRasterizer
+from training.recompute import recomputed
 from training.static_planes import StaticPlanes
 from training.stylegan2 import num_synthesis_ws
 from training.superres import SuperResolution
@@ -61,6 +66,22 @@ class Rendering:
     features: Tensor  # [N, C, r, r]
 
 
+Method = TypeVar('Method', bound=Callable[..., Any])
+
+
+def _in_precision(method: Method) -> Method:
+    """Runs a method in the generator's own precision, if it has one; else in the caller's."""
+
+    @functools.wraps(method)
+    def run(self: Generator, *args: Any, **kwargs: Any) -> Any:
+        if self.precision is None:
+            return method(self, *args, **kwargs)
+        with self.precision.context():
+            return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
 class Generator(nn.Module):
     """Next3D's generator (paper section 3). `template` fixes topology, uv and eye mask."""
 
@@ -68,6 +89,8 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         self.template = template
+        self.precision: Precision | None = None  # None: as the caller's autocast says
+        self.checkpoint = False  # recompute stages in the backward pass instead of keeping their inner tensors
         self.num_half = num_synthesis_ws(config.plane_resolution)
         self.num_ws = 2 * self.num_half  # the first half: static, teeth, blending, super-resolution; the last: texture
         self.mapping = MappingNetwork(
@@ -83,6 +106,11 @@ class Generator(nn.Module):
         self.decoder = Decoder(config.plane_channels, config.decoder_hidden)
         self.superres = SuperResolution(config)
 
+    @property
+    def precision_name(self) -> str:
+        """fp32 unless `precision` says otherwise."""
+        return 'fp32' if self.precision is None else self.precision.name
+
     def map(
         self, z: Tensor, label: Tensor | None, *, truncation_psi: float = 1.0, truncation_cutoff: int | None = None
     ) -> Tensor:
@@ -97,13 +125,15 @@ class Generator(nn.Module):
         ws = self.mapping(z, label[:, : self.config.label_dim] * self.config.label_scale)
         return self.mapping.truncate(ws, truncation_psi, cutoff=truncation_cutoff)
 
+    @_in_precision
     def identity(self, ws: Tensor, *, rng: torch.Generator | None = None) -> Identity:
         """Neural texture and static planes; rng None uses the constant noise buffers."""
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.config.w_dim):
             raise ValueError(f'ws: expected [N, {self.num_ws}, {self.config.w_dim}], got {list(ws.shape)}')
-        texture = self.texture(ws[:, self.num_half :], rng=rng)
-        return Identity(texture, self.static(ws[:, : self.num_half], rng=rng), ws)
+        texture = self._stage(self.texture, ws[:, self.num_half :], rng=rng)
+        return Identity(texture, self._stage(self.static, ws[:, : self.num_half], rng=rng), ws)
 
+    @_in_precision
     def deform(self, identity: Identity, head: HeadInput, *, rng: torch.Generator | None = None) -> Planes:
         """Rasterize the texture on the posed head, complete the mouth, blend with the static planes."""
         if len(head) != identity.texture.shape[0]:
@@ -112,12 +142,13 @@ class Generator(nn.Module):
             rasterized = self.rasterizer(identity.texture, head)
         features, ws = rasterized.features, identity.ws[:, : self.num_half]
         if self.teeth is not None and self.blending is not None:
-            completed = self.teeth(features, rasterized.landmarks, ws, rng=rng)
-            finished = self.blending(completed.planes, completed.mouth, ws, rng=rng)
+            completed = self._stage(self.teeth, features, rasterized.landmarks, ws, rng=rng)
+            finished = self._stage(self.blending, completed.planes, completed.mouth, ws, rng=rng)
             features = torch.cat([finished, features[:, finished.shape[1] :]], dim=1)
         blended = blend(features, identity.static_planes, rasterized.alpha)
         return Planes(channels_last_planes(blended), rasterized.alpha, identity.ws)  # laid out once for all cameras
 
+    @_in_precision
     def render(
         self, planes: Planes, label: Tensor, *, resolution: int | None = None, rng: torch.Generator | None = None
     ) -> Rendering:
@@ -125,14 +156,21 @@ class Generator(nn.Module):
         size = resolution or self.config.render_resolution
         with full_precision(planes.features):
             origins, directions = rays(label, size)
-            traced = self.renderer(planes.features, origins, directions, decoder=self.decoder, rng=rng)
+            march = functools.partial(self.renderer, decoder=self.decoder)
+            traced = self._stage(march, planes.features, origins, directions, rng=rng)
         features, depth, weights = (
             t.transpose(1, 2).reshape(t.shape[0], -1, size, size)
             for t in (traced.features, traced.depth, traced.weights)
         )
         image_raw = features[:, :3]
-        image = self.superres(features, image_raw, planes.ws[:, : self.num_half])
+        image = self._stage(self.superres, features, image_raw, planes.ws[:, : self.num_half])
         return Rendering(image, image_raw, depth, weights, features)
+
+    def _stage(self, stage: Callable[..., Any], *inputs: Any, rng: torch.Generator | None = None) -> Any:
+        options = {} if stage is self.superres else {'rng': rng}  # it alone draws nothing
+        if self.checkpoint and torch.is_grad_enabled():
+            return recomputed(stage, *inputs, **options)
+        return stage(*inputs, **options)
 
     def density(self, planes: Planes, points: Tensor) -> Tensor:
         """sigma (before softplus) [N, M, 1] at world points [N, M, 3]."""

@@ -49,6 +49,7 @@ class RunOptions:
     workers: int = 0
     head_model: str | None = None  # the user's FLAME file, for datasets of FLAME parameters
     dry_run: bool = False
+    checkpoint: bool = False  # recompute the generator's stages in the backward pass instead of keeping them
 
 
 def train(communicator: Communicator, *, config: TrainConfig, options: RunOptions, evaluate: Evaluate) -> None:
@@ -63,7 +64,7 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
     communicator.barrier()
     dataset = open_dataset(config, head_model=options.head_model)
     if options.dry_run:
-        _dry_run(communicator, config, dataset)
+        _dry_run(communicator, config, dataset, checkpoint=options.checkpoint)
         return
     with contextlib.ExitStack() as stack:
         directory = None
@@ -107,9 +108,10 @@ def fingerprint(dataset: HeadImages) -> str:
     return digest.hexdigest()
 
 
-def _dry_run(communicator: Communicator, config: TrainConfig, dataset: HeadDataset) -> None:
+def _dry_run(communicator: Communicator, config: TrainConfig, dataset: HeadDataset, *, checkpoint: bool) -> None:
     """One real step on all ranks; writes nothing."""
     trainer = Trainer(config, dataset=dataset, communicator=communicator, stats=Stats())
+    trainer.generator.checkpoint = checkpoint
     warm_start(trainer, config)
     started = time.perf_counter()
     trainer.step(next(trainer.loader()))
@@ -146,6 +148,7 @@ class Run:
         self.dataset, self.directory, self.evaluate = dataset, directory, evaluate
         self.stats = Stats()
         self.trainer = Trainer(config, dataset=dataset, communicator=communicator, stats=self.stats)
+        self.trainer.generator.checkpoint = options.checkpoint
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.grid = GridSource(config, dataset, device=communicator.device)
         self.metrics: dict[str, float] = {}
@@ -207,7 +210,10 @@ class Run:
             for name, module in (('G', self.trainer.generator), ('D', self.trainer.discriminator))
         }
         machine = ', '.join(f'{key} {value}' for key, value in describe(self.communicator).items())
-        self._log(f'{self.config.preset}: G {counts["G"]:.2f} M, D {counts["D"]:.2f} M parameters; {machine}')
+        self._log(
+            f'{self.config.preset}: G {counts["G"]:.2f} M, D {counts["D"]:.2f} M parameters; {machine}; '
+            f'precision {self.config.precision}'
+        )
         self._log(f'{self.dataset.name}: {len(self.dataset)} items of {self.dataset.resolution} px')
 
     def _step(self, loader: Any) -> None:

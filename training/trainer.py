@@ -6,7 +6,6 @@ seen, phase and micro-batch, so a state saved between steps continues bit by bit
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import itertools
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator
+from torch_utils.precision import choose_precision, lay_out
 from torch_utils.rng import derive_seed, stream
 from torch_utils.stats import Stats
 from training.augment import Augment, adapted_probability
@@ -91,6 +91,7 @@ class Trainer:
         assert config.batch_gpu is not None
         self.config, self.dataset, self.communicator, self.stats = config, dataset, communicator, stats
         self.device = communicator.device
+        self.precision = choose_precision(config.precision, self.device)
         self.plan = BatchPlan(batch=config.batch, batch_gpu=config.batch_gpu, ranks=communicator.size)
         self.source = ConditionSource(dataset, label_dim=config.discriminator.label_dim, device=self.device)
         self.generator, self.discriminator = build_networks(config, dataset, device=self.device)
@@ -235,7 +236,7 @@ class Trainer:
         """
         player.optimizer.zero_grad(set_to_none=True)
         for turn, micro in enumerate(self.plan.micro_batches(self.communicator.rank)):
-            with self._precision():
+            with self.precision.context():
                 value = loss(turn, micro)
             (value / self.plan.rounds).backward()
         gradients = [parameter.grad for parameter in player.parameters if parameter.grad is not None]
@@ -258,11 +259,6 @@ class Trainer:
                 f'{phase}: {self.skipped_in_row} steps in a row had non-finite gradients at kimg '
                 f'{self.images_seen / 1000:.1f}; lower the learning rate, raise --gamma, or use --precision=fp32'
             )
-
-    def _precision(self) -> contextlib.AbstractContextManager:
-        if self.config.precision == 'fp32':
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _adapt(self) -> None:
         """One step of the augmentation probability, from the signs of real logits since the last one."""
@@ -323,11 +319,8 @@ def build_networks(
         torch.manual_seed(derive_seed(config.seed, 'weights'))
         generator = Generator(config.generator, dataset.head_model.template)
         discriminator = DualDiscriminator(config.discriminator)
-    # Convolutions on CPUs, and of 16-bit types anywhere, are faster with channels last.
-    channels_last = device.type == 'cpu' or config.precision != 'fp32'
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
     for network in (generator, discriminator):
-        network.to(device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
+        lay_out(network.to(device).train(), choose_precision(config.precision, device))
     return generator, discriminator
 
 

@@ -1,0 +1,74 @@
+"""The number format of convolutions and matrix products: chosen once, by name or by what the device does fast.
+
+Styles, latents, logits, meshes and the volume renderer stay in float32 (`training.layers.full_precision`); parameters
+and optimizers always are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import torch
+from torch import nn
+
+from dnnlib.errors import UserError
+from torch_utils.ops import library
+
+NAMES = ('fp32', 'bf16', 'fp16')
+CHOICES = ('auto', *NAMES)
+_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+_FAST_BF16_FLAGS = ('avx512_bf16', 'amx_bf16', 'bf16')  # x86 twice, ARM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Precision:
+    """A choice and why it was made."""
+
+    name: str
+    device_type: str
+    reason: str
+
+    def context(self) -> contextlib.AbstractContextManager:
+        """Runs what it holds in this precision."""
+        if self.name == 'fp32':
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=_TYPES[self.name])
+
+    def __str__(self) -> str:
+        return f'{self.name} ({self.reason})'
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """'fp32', 'bf16', 'fp16', or 'auto': bf16 where the device multiplies it natively, else fp16 on a GPU, else fp32.
+
+    UserError for an unknown name, and for fp16 on a CPU.
+    """
+    if name not in CHOICES:
+        raise UserError(f'--precision: expected one of {", ".join(CHOICES)}, got {name!r}')
+    if name == 'fp16' and device.type == 'cpu':
+        raise UserError('--precision=fp16: CPUs have no fast float16 convolutions; use bf16 or fp32')
+    if name != 'auto':
+        return Precision(name=name, device_type=device.type, reason='asked for')
+    chosen, reason = _automatic(device)
+    return Precision(name=chosen, device_type=device.type, reason=f'auto: {reason}')
+
+
+def _automatic(device: torch.device) -> tuple[str, str]:
+    if device.type == 'cpu':
+        flag = next((flag for flag in _FAST_BF16_FLAGS if flag in library.processor_flags().split()), None)
+        if flag is None:
+            return 'fp32', 'this processor has no bf16 instructions'
+        return 'bf16', f'this processor has {flag}'
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = f'compute capability {major}.{minor}'
+        return ('bf16', capability) if major >= 8 else ('fp16', f'{capability} has no bf16')
+    return 'fp32', f'nothing is known about {device.type} devices'
+
+
+def lay_out(network: nn.Module, precision: Precision) -> None:
+    """Put the weights in the memory format that convolutions are fastest in: channels-last on CPUs, and for 16-bit
+    types anywhere."""
+    if precision.device_type == 'cpu' or precision.name != 'fp32':
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
