@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import conv2d
+from torch_utils.ops import conv2d, library
 from torch_utils.ops.modulated_conv import modulated_conv2d
 
 SHAPES = [  # batch, channels in, channels out, height, width, kernel, stride, padding
@@ -47,13 +47,47 @@ def loops(small: torch.Tensor, large: torch.Tensor, kernel: int, stride: int, pa
     return result
 
 
+@pytest.mark.parametrize('backend', ['chosen', 'native'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('case', SHAPES)
-def test_weight_gradient_follows_the_definition(case: tuple) -> None:
-    x, weight, geometry = pair(case, torch.float32)
-    small = noise(*F.conv2d(x, weight, **geometry).shape, seed=2)
-    result = conv2d.weight_gradient(small, x.detach(), case[5], **geometry)
-    expected = loops(small, x.detach(), case[5], **geometry)
-    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+def test_weight_gradient_follows_the_definition(case: tuple, dtype: torch.dtype, backend: str) -> None:
+    x, weight, geometry = pair(case, dtype)
+    small, x = noise(*F.conv2d(x, weight, **geometry).shape, seed=2, dtype=dtype), x.detach()
+    if backend == 'native':
+        library.load('cpu')
+        result = torch.ops.next3d.weight_gradient(small, x, case[5], case[6], case[7])
+    else:
+        result = conv2d.weight_gradient(small, x, case[5], **geometry)
+    expected = loops(small, x, case[5], **geometry)
+    scale = float(expected.abs().max())
+    assert result.dtype == dtype
+    torch.testing.assert_close(
+        result.double(), expected, rtol=0, atol=scale * (1e-12 if dtype == torch.float64 else 2e-6)
+    )
+
+
+def test_native_op_is_registered_for_tracing() -> None:
+    library.load('cpu')
+    arguments = (noise(2, 5, 4, 3), noise(2, 7, 9, 7, seed=1), 3, 2, 0)
+    torch.library.opcheck(
+        torch.ops.next3d.weight_gradient.default, arguments, test_utils=('test_schema', 'test_faketensor')
+    )
+    empty = torch.ops.next3d.weight_gradient(noise(0, 5, 4, 4), noise(0, 7, 4, 4), 3, 1, 1)
+    assert torch.equal(empty, torch.zeros(5, 7, 3, 3))
+
+
+def test_wide_layers_take_the_native_op() -> None:
+    """The shapes for which it is chosen, against torch in float64."""
+    for shape, stride, padding in (((2, 130, 100, 18, 20), 1, 1), ((1, 24, 40, 9, 9), 2, 0)):
+        batch, outputs, inputs, height, width = shape
+        small = noise(batch, outputs, height, width)
+        size = (height, width) if stride == 1 else (2 * height + 1, 2 * width + 1)
+        large = noise(batch, inputs, *size, seed=1).contiguous(memory_format=torch.channels_last)
+        result = conv2d.weight_gradient(small, large, 3, stride=stride, padding=padding)
+        weight = torch.zeros(outputs, inputs, 3, 3, dtype=torch.float64, requires_grad=True)
+        F.conv2d(large.double(), weight, stride=stride, padding=padding).backward(small.double())
+        assert weight.grad is not None
+        torch.testing.assert_close(result.double(), weight.grad, rtol=0, atol=2e-6 * float(weight.grad.abs().max()))
 
 
 @pytest.mark.parametrize('last', [True, False])
@@ -114,12 +148,13 @@ def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_weight_gradient_does_not_depend_on_threads() -> None:
     small, large = noise(2, 70, 24, 20), noise(2, 50, 24, 20, seed=1)
+    library.load('cpu')
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(conv2d.weight_gradient(small, large, 3, padding=1))
+            results.append(torch.ops.next3d.weight_gradient(small, large, 3, 1, 1))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
