@@ -45,7 +45,7 @@ def modulated(
         modulated_conv2d(x, weight, styles, up=up),
         bias=x.new_zeros(len(weight)),
         taps=torch.tensor([0.25, 0.75, 0.75, 0.25]).to(x) if up == 2 else None,
-        scale=demodulation(weight, styles) if demodulate else None,
+        scale=demodulation(weight.square().sum(dim=(2, 3)), styles) if demodulate else None,
         slope=1,
         gain=1,
     )

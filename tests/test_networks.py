@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from tests.cases_networks import assert_all_parameters_learn, modulated, perturb
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from training.config import GeneratorConfig, preset
 from training.discriminator import DualDiscriminator
+from training.ema import update_ema
 from training.layers import Conv2d, FullyConnected, MappingNetwork, filtered_resize
 from training.static_planes import StaticPlanes
 from training.style_unet import ShallowUNet, StyleUNet, build_blending_unet, build_mouth_unet
@@ -292,3 +295,50 @@ def test_bf16_autocast_stays_close_and_ends_in_float32() -> None:
         assert 0 < (one - other).square().mean() < 1e-3 * one.square().mean()
     torch.stack([result.square().mean() for result in rounded]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in texture.parameters())
+
+
+def test_derived_weights_follow_the_weights() -> None:
+    """In evaluation mode casts and sums are kept; every way of changing a weight is noticed."""
+    torch.manual_seed(0)
+    network = perturb(SynthesisNetwork(8, 16, 4, channel_base=128, channel_max=16)).eval().requires_grad_(False)
+    convolution = Conv2d(4, 4).eval().requires_grad_(False)
+    other = {name: value + 0.1 for name, value in network.state_dict().items()}
+    ws = randn(2, network.num_ws, 8)
+
+    def results() -> list[torch.Tensor]:
+        with torch.no_grad():
+            plain = network(ws), convolution(randn(1, 4, 8, 8))
+            with torch.autocast('cpu', torch.bfloat16):
+                return [*plain, network(ws)]
+
+    def fresh() -> list[torch.Tensor]:
+        for module in (network, convolution):
+            module.train()
+        values = results()
+        for module in (network, convolution):
+            module.eval()
+        return values
+
+    def kept() -> int:
+        return sum(len(p.__dict__.get('next3d_derived', {})) for m in (network, convolution) for p in m.parameters())
+
+    assert kept() == 0
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: network.load_state_dict(other),
+        lambda: update_ema(
+            network, copy.deepcopy(network).apply(lambda m: [p.mul_(2) for p in m.parameters(False)]), beta=0.5
+        ),
+        lambda: network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        lambda: convolution.weight.mul_(3),
+    ]
+    for change in changes:
+        with torch.no_grad():
+            change()
+        expected = fresh()
+        for _ in range(2):
+            for ours, theirs in zip(results(), expected, strict=True):
+                torch.testing.assert_close(ours, theirs)
+        assert kept() > 10
+    network.requires_grad_(True)
+    assert network(ws).requires_grad

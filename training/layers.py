@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from torch_utils.ops import bias_act, upfirdn2d
+from torch_utils.ops import bias_act, conv2d, upfirdn2d
 from torch_utils.ops.conv2d_resample import conv2d_resample
 
 RESAMPLE_TAPS = (1, 3, 3, 1)
@@ -44,6 +45,19 @@ def filtered_resize(image: torch.Tensor, size: int) -> torch.Tensor:
     if image.shape[-2:] == (size, size):
         return image
     return nn.functional.interpolate(image, size=(size, size), mode='bilinear', align_corners=False, antialias=True)
+
+
+def derived(module: nn.Module, weight: nn.Parameter, kind: tuple, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """compute(), a function of `weight` and of `kind` alone: kept with the weight while a module in evaluation mode
+    needs no gradient of it, and computed anew once the weight has changed."""
+    if module.training or (weight.requires_grad and torch.is_grad_enabled()):
+        return compute()
+    kept = weight.__dict__.setdefault('next3d_derived', {})
+    state = (weight._version, weight.data_ptr())
+    if kind not in kept or kept[kind][0] != state:
+        with torch.no_grad():
+            kept[kind] = (state, compute())
+    return kept[kind][1]
 
 
 class FullyConnected(nn.Module):
@@ -106,16 +120,19 @@ class Conv2d(nn.Module):
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x: torch.Tensor, *, gain: float = 1.0) -> torch.Tensor:
-        weight = self.weight * self.weight_gain
+        dtype = conv2d.compute_type(x)
+        kind = ('equalized', dtype)
+        weight = derived(self, self.weight, kind, lambda: (self.weight * self.weight_gain).to(dtype))
         x = conv2d_resample(x, weight, resample_filter=self.resample_filter, up=self.up, down=self.down)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return bias_act.bias_act(x, bias, act=self.activation, gain=self.act_gain * gain)
 
 
-def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
-    """1 / norm of each output channel's kernel, weight [O, C, k, k] scaled by styles [N, C]: [N, O]."""
+def demodulation(energy: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """1 / norm of each output channel's kernel when scaled by styles [N, C]; energy [O, C]: the sums of the squares
+    of its weights over the taps. [N, O]"""
     with full_precision(styles):
-        return (styles.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt()
+        return (styles.square() @ energy.t() + 1e-8).rsqrt()
 
 
 class MappingNetwork(nn.Module):

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from torch_utils.ops import bias_act, upfirdn2d
+from torch_utils.ops import bias_act, conv2d, upfirdn2d
 from torch_utils.ops.layer_epilogue import layer_epilogue
-from torch_utils.ops.modulated_conv import modulated_conv2d
-from training.layers import RESAMPLE_TAPS, FullyConnected, at_least_float32, demodulation, log2_resolution
+from torch_utils.ops.modulated_conv import folds, modulated_conv2d
+from training.layers import RESAMPLE_TAPS, FullyConnected, at_least_float32, demodulation, derived, log2_resolution
 
 
 def num_synthesis_ws(resolution: int) -> int:
@@ -64,7 +64,8 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, *, rng: torch.Generator | None = None) -> torch.Tensor:
         styles = self.affine(w)
-        x = modulated_conv2d(x, self.weight, styles, up=self.up)
+        x = modulated_conv2d(x, self._laid_out_weight(x), styles, up=self.up)
+        energy = derived(self, self.weight, ('energy',), lambda: self.weight.square().sum(dim=(2, 3)))
         noise = None
         if self.noise_strength is not None:
             noise = self.noise_const[None, None]
@@ -76,9 +77,25 @@ class SynthesisLayer(nn.Module):
             x,
             bias=self.bias,
             taps=self.taps if self.up == 2 else None,
-            scale=demodulation(self.weight, styles),
+            scale=demodulation(energy, styles),
             noise=noise,
         )
+
+    def _laid_out_weight(self, x: torch.Tensor) -> torch.Tensor:
+        """The weight as the convolution of x wants it; itself where it is multiplied by the styles first."""
+        if folds(x, self.weight):
+            return self.weight
+        dtype = conv2d.compute_type(x)
+
+        def compute() -> torch.Tensor:
+            if self.up == 1:
+                return self.weight.to(dtype)
+            turned = self.weight.transpose(0, 1).to(dtype)  # what a transposed convolution reads
+            return turned.contiguous(memory_format=torch.channels_last).transpose(0, 1)
+
+        if self.training or torch.is_grad_enabled():
+            return self.weight  # its gradient wants the parameter itself
+        return derived(self, self.weight, ('laid out', dtype), compute)
 
 
 class OutputLayer(nn.Module):

@@ -97,9 +97,14 @@ def own_gradients(*inputs: torch.Tensor) -> bool:
 
 def autocast(x: torch.Tensor) -> torch.Tensor:
     """x in the type that torch.autocast would give a convolution."""
-    if not torch.is_autocast_enabled('cpu') or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype('cpu'))
+    return x.to(compute_type(x))
+
+
+def compute_type(x: torch.Tensor) -> torch.dtype:
+    """The type that torch.autocast would give a convolution of x."""
+    device = x.device.type
+    known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if known and x.dtype != torch.float64 else x.dtype
 
 
 def as_given(x: torch.Tensor) -> contextlib.AbstractContextManager:

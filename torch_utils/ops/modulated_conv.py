@@ -31,11 +31,16 @@ def modulated_conv2d(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor
     if up not in (1, 2) or weight.shape[2] % 2 == 0:
         raise ValueError(f'up, weight: expected 1 or 2 and an odd kernel, got {up}, {list(weight.shape)}')
     x = conv2d.autocast(x)
-    if len(x) == 1 and weight.numel() <= x.numel():
+    if folds(x, weight):
         return _convolve(x, weight * styles[:, :, None, None], up)
     if conv2d.own_gradients(x, weight, styles):
         return _ScaledConvolution.apply(x, weight, styles, up)
     return _convolve(scale_channels(x, styles), weight, up)
+
+
+def folds(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the styles are multiplied into the weight: it is shared by one sample only, and the smaller tensor."""
+    return len(x) == 1 and weight.numel() <= x.numel()
 
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor, up: int) -> torch.Tensor:
