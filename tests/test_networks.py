@@ -326,9 +326,7 @@ def test_derived_weights_follow_the_weights() -> None:
     changes: list[Callable[[], object]] = [
         lambda: None,
         lambda: network.load_state_dict(other),
-        lambda: update_ema(
-            network, copy.deepcopy(network).apply(lambda m: [p.mul_(2) for p in m.parameters(False)]), beta=0.5
-        ),
+        lambda: update_ema(network, perturb(copy.deepcopy(network)), beta=0.5),
         lambda: network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         lambda: convolution.weight.mul_(3),
     ]
