@@ -11,6 +11,7 @@
 #include <numeric>
 #include <vector>
 
+#include "half_bits.h"
 #include "kernels_cpu.h"
 
 namespace next3d {
@@ -96,9 +97,9 @@ class RowFilter {
     A* target = row_.data() + (begin_ - low_) * inner_;
     const int64_t count = int64_t(end_ - begin_) * inner_;
     if (accumulate) {
-      for (int64_t i = 0; i < count; ++i) target[i] += weight * static_cast<A>(source[i]);
+      for (int64_t i = 0; i < count; ++i) target[i] += weight * widened(source[i]);
     } else {
-      for (int64_t i = 0; i < count; ++i) target[i] = weight * static_cast<A>(source[i]);
+      for (int64_t i = 0; i < count; ++i) target[i] = weight * widened(source[i]);
     }
   }
 
@@ -116,9 +117,16 @@ class RowFilter {
     if (step_ > 1) {
       for (int s = 0; s < step_; ++s) {
         A* lane = lanes_.data() + int64_t(s) * lane_;
-        for (int q = 0; q * step_ + s < length_; ++q) lane[q] = row_[q * step_ + s];
+        const A* in = row_.data() + s;
+        const int count = (length_ - s + step_ - 1) / step_;
+        if (step_ == 2) {  // a constant distance: vectorized
+          for (int q = 0; q < count; ++q) lane[q] = in[2 * q];
+        } else {
+          for (int q = 0; q < count; ++q) lane[q] = in[q * step_];
+        }
       }
     }
+    if (phases_ == 2 && !accumulate && axis_.out % 2 == 0) return filter_both_phases(taps, out);
     for (int phase = 0; phase < phases_ && phase < axis_.out; ++phase) {
       const int terms = gather(taps, phase);
       const int64_t count = (axis_.out - phase + phases_ - 1) / phases_;
@@ -132,6 +140,21 @@ class RowFilter {
       } else {
         for (int64_t q = 0; q < count; ++q) out[q * phases_ + phase] = sum_[q];
       }
+    }
+  }
+
+  // Upsampling by two: both phases are written together, so that the stores are contiguous.
+  void filter_both_phases(const A* taps, A* out) {
+    const int64_t count = axis_.out / 2;
+    int terms = gather(taps, 0);
+    weighted_sum(in_.data(), weights_.data(), terms, count, false, sum_.data());
+    second_.resize(count);
+    terms = gather(taps, 1);
+    weighted_sum(in_.data(), weights_.data(), terms, count, false, second_.data());
+    const A *even = sum_.data(), *odd = second_.data();
+    for (int64_t q = 0; q < count; ++q) {
+      out[2 * q] = even[q];
+      out[2 * q + 1] = odd[q];
     }
   }
 
@@ -162,7 +185,7 @@ class RowFilter {
   int phases_, step_;         // outputs per pattern of taps, inputs that the pattern advances by
   int low_, length_, lane_;   // first sample and number of samples of the scratch row
   int begin_, end_;           // those that exist
-  std::vector<A> row_, lanes_, sum_;
+  std::vector<A> row_, lanes_, sum_, second_;
   std::vector<const A*> in_;
   std::vector<A> weights_;
 };
@@ -204,7 +227,7 @@ void upfirdn2d_cpu(const T* x, const typename Accumulator<T>::type* taps, bool c
         work.filter(separated.columns.data(), false, sum.data());
       }
       T* out = y + index * out_row;
-      for (int64_t i = 0; i < out_row; ++i) out[i] = static_cast<T>(sum[i]);
+      for (int64_t i = 0; i < out_row; ++i) out[i] = narrowed<T>(sum[i]);
     }
   });
 }
