@@ -205,3 +205,26 @@ def test_modulated_convolution_and_its_gradients(
         gradients = [torch.autograd.grad(value.sin().sum(), inputs) for value in (y, torch.cat(expected))]
         for ours, theirs in zip(*gradients, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize('flags', ['x86_64 avx2', 'x86_64 avx2 avx512_bf16'])
+@pytest.mark.parametrize('case', SHAPES)
+def test_bf16_is_the_same_with_and_without_its_instructions(
+    case: tuple, flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and gradients are those of the rounded inputs, but for one rounding of each result."""
+    monkeypatch.setattr(library, 'processor_flags', lambda: flags)
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        x, weight, geometry = pair(case, torch.bfloat16)
+        x, weight = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight))
+        y = conv2d.conv2d(x, weight, **geometry)
+        grad = noise(*y.shape, seed=3, dtype=torch.bfloat16).to(dtype)
+        spread = conv2d.conv_transpose2d(grad, weight.detach(), stride=geometry['stride'])
+        with torch.no_grad():
+            unrecorded = conv2d.conv2d(x, weight, **geometry)
+        results.append((y, unrecorded, spread, *torch.autograd.grad(y, [x, weight], grad)))
+    for ours, exact in zip(*results, strict=True):
+        assert ours.dtype == torch.bfloat16
+        bound = 2**-8 * float(exact.detach().abs().max())
+        torch.testing.assert_close(ours.double(), exact, rtol=2**-7, atol=bound)

@@ -18,7 +18,6 @@ from torch_utils.ops import library
 NAMES = ('fp32', 'bf16', 'fp16')
 CHOICES = ('auto', *NAMES)
 _TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-_FAST_BF16_FLAGS = ('avx512_bf16', 'amx_bf16', 'bf16')  # x86 twice, ARM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 def _automatic(device: torch.device) -> tuple[str, str]:
     if device.type == 'cpu':
-        flag = next((flag for flag in _FAST_BF16_FLAGS if flag in library.processor_flags().split()), None)
+        flag = library.bf16_instructions()
         if flag is None:
             return 'fp32', 'this processor has no bf16 instructions'
         return 'bf16', f'this processor has {flag}'

@@ -15,12 +15,14 @@ convolutions instead, and on a CPU its weight gradients run far below the speed 
 
 All functions compute only the gradients that are asked for, keep only the tensors that those need, and cast to the
 type of torch.autocast where that is on. On other devices than CPUs, where no gradient is recorded, and with
-NEXT3D_OPS=reference they are plain torch calls.
+NEXT3D_OPS=reference they are plain torch calls. A CPU without instructions for a 16-bit type computes it in float32,
+whose products of 16-bit numbers are exact: torch's own code for that case is many times slower.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,16 +40,15 @@ def conv2d(x: torch.Tensor, weight: torch.Tensor, *, stride: int = 1, padding: i
     """
     _check(x, weight, channels=1)
     if not own_gradients(x, weight):
-        return F.conv2d(x, weight, stride=stride, padding=padding)
-    x, weight = autocast(x), autocast(weight)
-    return _Correlate.apply(x, weight, stride, padding)
+        return _correlate(x, weight, stride, padding)
+    return _Correlate.apply(autocast(x), autocast(weight), stride, padding)
 
 
 def conv_transpose2d(x: torch.Tensor, weight: torch.Tensor, *, stride: int = 2) -> torch.Tensor:
     """F.conv_transpose2d of x [B, C, h, w] by weight [C, O, k, k]: [B, O, stride (h - 1) + k, ...]."""
     _check(x, weight, channels=0)
     if not own_gradients(x, weight):
-        return F.conv_transpose2d(x, weight, stride=stride)
+        return _widened(F.conv_transpose2d, x, weight, stride=stride)
     kernel = weight.shape[2]
     size = (stride * (x.shape[2] - 1) + kernel, stride * (x.shape[3] - 1) + kernel)
     return _Spread.apply(autocast(x), autocast(weight), size, stride, 0)
@@ -123,7 +124,7 @@ class _Correlate(torch.autograd.Function):
         _keep(ctx, large, weight)
         ctx.arguments = (tuple(large.shape[2:]), weight.shape[2], {'stride': stride, 'padding': padding})
         with as_given(large):
-            return F.conv2d(large, weight, stride=stride, padding=padding)
+            return _correlate(large, weight, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
@@ -181,6 +182,26 @@ def _keep(ctx: Any, first: torch.Tensor, second: torch.Tensor) -> None:
     ctx.save_for_backward(first if ctx.needs_input_grad[1] else None, second if ctx.needs_input_grad[0] else None)
 
 
+def _correlate(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+    return _widened(F.conv2d, x, weight, stride=stride, padding=padding)
+
+
+def _widened(function: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor, **options: Any) -> Any:
+    """function(x, weight), by way of float32 where this CPU cannot multiply their type."""
+    dtype = compute_type(x)
+    if _multiplies(dtype, x.device):
+        return function(x, weight, **options)
+    with as_given(x):
+        return function(x.to(dtype).float(), weight.to(dtype).float(), **options).to(dtype)
+
+
+def _multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether convolutions of a type are fast here, or a twin is asked for."""
+    if device.type != 'cpu' or dtype not in (torch.bfloat16, torch.float16) or not library.use_native(device):
+        return True
+    return dtype == torch.bfloat16 and library.bf16_instructions() is not None
+
+
 def _spread(
     small: torch.Tensor, weight: torch.Tensor, size: tuple[int, int], stride: int, padding: int
 ) -> torch.Tensor:
@@ -190,7 +211,7 @@ def _spread(
         for total, length in zip(size, small.shape[2:], strict=True)
     ]
     with as_given(small):
-        return F.conv_transpose2d(small, weight, stride=stride, padding=padding, output_padding=rest)
+        return _widened(F.conv_transpose2d, small, weight, stride=stride, padding=padding, output_padding=rest)
 
 
 def _weight_gradient(small: torch.Tensor, large: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
@@ -198,6 +219,8 @@ def _weight_gradient(small: torch.Tensor, large: torch.Tensor, kernel: int, stri
 
     Ours in fp32 where its panels fill vector registers of 512 bits; torch's otherwise.
     """
+    if not _multiplies(small.dtype, small.device):
+        return _weight_gradient(small.float(), large.float(), kernel, stride, padding).to(small.dtype)
     if _ours_is_faster(small, large, kernel, stride):
         return torch.ops.next3d.weight_gradient(small, large, kernel, stride, padding)
     weight = large.new_empty(small.shape[1], large.shape[1], kernel, kernel)

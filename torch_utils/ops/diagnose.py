@@ -25,6 +25,7 @@ from torch_utils.ops import (
     upfirdn2d,
 )
 from torch_utils.ops.build_help import read_record
+from torch_utils.precision import choose_precision
 
 SELF_TEST_SECONDS = 10.0
 INSTRUCTIONS = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_bf16', 'asimd', 'bf16', 'sve')
@@ -52,6 +53,8 @@ def _arithmetic() -> Iterator[tuple[str, bool]]:
     found = [name for name in INSTRUCTIONS if name in flags]
     uses = torch.backends.cpu.get_cpu_capability()
     yield f'processor  {" ".join(found) or "no instruction set that matters here is known"}; torch uses {uses}', True
+    for device in library.present_devices():
+        yield f'precision  {device.type}: --precision=auto is {choose_precision("auto", device)}', True
 
 
 def _environment() -> Iterator[tuple[str, bool]]:

@@ -341,3 +341,8 @@ def processor_flags() -> str:
             if row.startswith(('flags', 'Features')):
                 return platform.machine() + row.partition(':')[2]
     return platform.machine()
+
+
+def bf16_instructions() -> str | None:
+    """The processor flag of fast bfloat16 products (x86: two, ARM: one); None where there is none."""
+    return next((flag for flag in ('avx512_bf16', 'amx_bf16', 'bf16') if flag in processor_flags().split()), None)
