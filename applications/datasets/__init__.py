@@ -1,0 +1,1 @@
+"""The commands of dataset_tool.py beyond synth and validate, and what they run."""
