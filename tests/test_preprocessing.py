@@ -264,3 +264,14 @@ def test_roll_of_the_head_becomes_roll_of_the_camera(model: HeadModel) -> None:
     assert camera_angles(fit.label)[0, 2] == pytest.approx(0.4, abs=0.02)
     moved = recrop(first, fit.label[0])
     assert 0.5 <= moved.side / first.side <= 2.0
+
+
+def test_a_known_identity_is_kept_and_helps(model: HeadModel) -> None:
+    """With the person's true shape given, expression and camera come back, and the identity is not touched."""
+    params, label = random_heads(model, 3, seed=11)
+    landmarks, _ = project_head(model, params, label)
+    fit = fit_heads(model, landmarks, identity=params.identity)
+    assert torch.equal(fit.params.identity, params.identity)
+    assert float(fit.error.mean()) * 512 < 0.6
+    with pytest.raises(ValueError, match='identity: expected shape'):
+        fit_heads(model, landmarks, identity=params.identity[:2])

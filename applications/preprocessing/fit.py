@@ -78,6 +78,7 @@ def fit_heads(
     *,
     iris: Tensor | None = None,  # [N, 2, 5, 2] in [0, 1]: left, right; centre, right, top, left, bottom
     start: Fit | None = None,  # a fit of nearby landmarks (the frame before, another crop)
+    identity: Tensor | None = None,  # [N, num_identity]: known (a person's other pictures), not fitted
     offsets: Tensor | None = None,  # [78, 3] metres: the given points from the model's (calibration.py)
     config: FitConfig = FitConfig(),
 ) -> Fit:
@@ -90,10 +91,18 @@ def fit_heads(
         _check('iris', iris, [2, 5, 2])
     if offsets is not None and list(offsets.shape) != [NUM_POINTS, 3]:
         raise ValueError(f'offsets: expected shape [{NUM_POINTS}, 3], got {list(offsets.shape)}')
+    if identity is not None and list(identity.shape) != [len(landmarks), model.num_identity]:
+        raise ValueError(
+            f'identity: expected shape [{len(landmarks)}, {model.num_identity}], got {list(identity.shape)}'
+        )
     problem = _Problem(model, landmarks, iris=iris, offsets=offsets, config=config)
     state = problem.weak_perspective() if start is None else problem.warm_start(start)
+    free: tuple[str, ...] = ('camera', 'identity', 'expression', 'jaw')
+    if identity is not None:
+        state.values[:, problem.columns('identity')] = identity.to(state.values)
+        free = ('camera', 'expression', 'jaw')
     state = problem.solve(state, 'camera')
-    state = problem.solve(state, 'camera', 'identity', 'expression', 'jaw')
+    state = problem.solve(state, *free)
     if iris is not None:
         problem.look_at_iris(state)
         state = problem.solve(state, 'eyes')
