@@ -157,6 +157,11 @@ class HeadDataset:
         return self._source.content_hash()
 
     @property
+    def heads_layout(self) -> tuple | None:
+        """Head model, its hash, numbers given, widths: what datasets that are merged must share; None without heads."""
+        return None if self._heads is None else self._heads.layout()
+
+    @property
     def head_model_name(self) -> str | None:
         """The head model that the dataset states, None without heads."""
         return None if self._heads is None else self._heads.head_model
@@ -186,6 +191,10 @@ class HeadDataset:
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 [3, R, R], a copy."""
         return self.images([index])[0].numpy()
+
+    def image_bytes(self, row: int) -> bytes:
+        """The file of one of the M images, as it lies in the dataset."""
+        return self._source.read(self._names[row])
 
     def images(self, indices: Indices) -> Tensor:
         """Images uint8 [N, 3, R, R], decoded by several threads. UserError names one that is damaged."""

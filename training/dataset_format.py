@@ -54,11 +54,15 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def png_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of PNG bytes, None if they are something else."""
-    if data[:8] != _PNG_SIGNATURE or len(data) < 33:
-        return None
-    return struct.unpack('>II', data[16:24])
+def image_header(data: bytes) -> tuple[str, tuple[int, int] | None]:
+    """Suffix of the file name, width and height of PNG, JPEG or WebP bytes; ('', None) for something else."""
+    if data[:8] == _PNG_SIGNATURE and len(data) >= 33:
+        return '.png', struct.unpack('>II', data[16:24])
+    try:
+        with Image.open(io.BytesIO(data), formats=('JPEG', 'WEBP')) as image:
+            return {'JPEG': '.jpg', 'WEBP': '.webp'}[str(image.format)], image.size
+    except OSError:
+        return '', None
 
 
 def decode_image(data: bytes, *, name: str, verify: bool = False) -> np.ndarray:
@@ -114,6 +118,13 @@ class LabelTable:
 
 def read_labels(source: Source) -> LabelTable:
     """Parse dataset.json once, without holding it as Python objects. UserError if it is missing or no JSON."""
+    if source.parts:
+        tables = [read_labels(part) for part in source.parts]
+        return LabelTable(
+            [name for table in tables for name in table.names],
+            np.concatenate([table.values for table in tables]),
+            [problem for table in tables for problem in table.problems],
+        )
     if LABEL_FILE not in source:
         inner = next((name for name in source.names if name.endswith('/' + LABEL_FILE)), None)
         hint = f'it lies at {inner}: pack the content of that folder, not the folder' if inner else _NO_LABELS_HINT
@@ -209,9 +220,17 @@ class HeadTable:
     def kind(self) -> str:
         return 'params' if PARAM_FIELDS[0] in self.arrays else 'mesh'
 
+    def layout(self) -> tuple:
+        """What tables must share to be rows of one."""
+        given = tuple(getattr(self, name) is not None for name in NUMBER_FIELDS)
+        shapes = tuple((name, values.shape[1:]) for name, values in self.arrays.items())
+        return self.head_model, self.head_model_hash, given, shapes
+
 
 def read_heads(source: Source) -> HeadTable | None:
     """The dataset's head table, None if there is no head.npz; UserError if its arrays do not fit together."""
+    if source.parts:
+        return _stack_heads(source)
     if HEAD_FILE not in source:
         return None
     arrays = open_arrays(source, HEAD_FILE)
@@ -235,6 +254,52 @@ def read_heads(source: Source) -> HeadTable | None:
         head_model_hash=str(arrays['head_model_hash']),
         arrays={name: arrays[name] for name in fields},
         **{name: np.array(arrays[name], dtype=np.int64) if name in numbers else None for name in NUMBER_FIELDS},
+    )
+
+
+class StackedRows:
+    """Arrays [M_i, ...] of several shards as one [M, ...], indexed by rows; nothing is read before."""
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._starts = np.cumsum([0, *(len(array) for array in arrays)])
+        self.shape = (int(self._starts[-1]), *arrays[0].shape[1:])
+        self.dtype = arrays[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Rows by list, index array or slice."""
+        chosen = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        out = np.empty((len(chosen), *self.shape[1:]), dtype=self.dtype)
+        part = np.searchsorted(self._starts, chosen, side='right') - 1
+        for number in np.unique(part):
+            here = part == number
+            out[here] = self._arrays[number][chosen[here] - self._starts[number]]
+        return out
+
+
+def _stack_heads(source: Source) -> HeadTable | None:
+    tables = [read_heads(part) for part in source.parts]
+    heads = [table for table in tables if table is not None]
+    if not heads:
+        return None
+    layouts = [None if table is None else table.layout() for table in tables]
+    for part, layout in zip(source.parts, layouts, strict=True):
+        if layout != layouts[0]:
+            raise UserError(f'{part.path}: its heads are of another kind than those of the first shard; copy it again')
+
+    def numbers(name: str) -> np.ndarray | None:
+        columns = [getattr(table, name) for table in heads]
+        return None if columns[0] is None else np.concatenate(columns)
+
+    return HeadTable(
+        names=[name for table in heads for name in table.names],
+        head_model=heads[0].head_model,
+        head_model_hash=heads[0].head_model_hash,
+        arrays={name: StackedRows([table.arrays[name] for table in heads]) for name in heads[0].arrays},  # type: ignore[misc]
+        **{name: numbers(name) for name in NUMBER_FIELDS},
     )
 
 

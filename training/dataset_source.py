@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from dnnlib import UserError
 from dnnlib.files import explain_os_error
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
+SHARD_FILE = 'shards.json'  # training/dataset_shards.py
 _LOCAL_HEADER = 30  # bytes before the name in a zip member
 _END_RECORD = 22  # bytes of the zip's end without its comment
 _SLACK = 128  # room for the extra field in the one read of a member
@@ -43,6 +45,7 @@ class Source(ABC):
     path: Path
     names: list[str]  # sorted
     duplicates: list[str]  # names that occur more than once
+    parts: Sequence[Source] = ()  # of a dataset of shards: each has its own labels and heads
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -76,7 +79,13 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     """The source at `path`; UserError if nothing is there or it is not a readable zip or folder."""
     target = Path(path)
     try:
+        if (target / SHARD_FILE).is_file():
+            from training.dataset_shards import ShardedSource
+
+            return ShardedSource(target)
         if target.is_dir():
+            if any(target.glob('shard-*.zip')):
+                raise UserError(f'{target}: has shards but no {SHARD_FILE}, which lists them; copy it as well')
             return FolderSource(target)
         if target.exists():
             return ZipSource(target)

@@ -18,7 +18,8 @@ from torch import Tensor
 from dnnlib import UserError
 from dnnlib.files import atomic_write, explain_os_error, make_output_folder
 from training.cameras import LABEL_DIM
-from training.dataset_format import HEAD_FILE, LABEL_FILE, ZIP_DATE, encode_png, label_text, png_size, write_arrays
+from training.dataset_format import HEAD_FILE, LABEL_FILE, ZIP_DATE, encode_png, image_header, label_text, write_arrays
+from training.dataset_source import SHARD_FILE
 from training.head.model import PARAM_FIELDS, HeadInput, HeadParams
 
 IMAGES_PER_FOLDER = 1000
@@ -36,7 +37,7 @@ class DatasetWriter:
     processes may hand over PNG bytes (`encode_png`) to share the work of compressing.
 
     Raises UserError if `path` is taken (unless `overwrite`, which replaces datasets only), not
-    writable, or the disk is full.
+    writable, or the disk is full. `first` is the number of the first image in the names.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class DatasetWriter:
         head_model: str = '',
         head_model_hash: str = '',
         overwrite: bool = False,
+        first: int = 0,
     ) -> None:
         if resolution < 4 or resolution & (resolution - 1):
             raise UserError(f'resolution: expected a power of two of at least 4, got {resolution}')
         self.path = Path(path)
         self.resolution = resolution
+        self._first = first
         self._head_model = (head_model, head_model_hash)
         self._names: list[str] = []
         self._labels: list[str] = []
@@ -60,7 +63,7 @@ class DatasetWriter:
         self._clips: list[tuple[int, int]] = []  # clip, frame number
         self._layout: tuple | None = None
         self._meshes: IO[bytes] | None = None
-        _refuse_to_replace(self.path, overwrite=overwrite)
+        refuse_to_replace(self.path, overwrite=overwrite)
         make_output_folder(self.path.parent)
         self._stack = contextlib.ExitStack()
         self._sink = _ZipSink(self.path) if self.path.suffix.lower() == '.zip' else _FolderSink(self.path)
@@ -71,7 +74,7 @@ class DatasetWriter:
 
     def add(
         self,
-        image: np.ndarray | bytes,  # uint8 [R, R, 3], or PNG bytes
+        image: np.ndarray | bytes,  # uint8 [R, R, 3], or the bytes of a PNG, JPEG or WebP
         *,
         label: np.ndarray | Tensor,  # [25]
         head: HeadParams | HeadInput | None = None,  # one row; the same kind for all images
@@ -80,14 +83,15 @@ class DatasetWriter:
     ) -> str:
         """Append one image and return its name. ValueError for a wrong size, label, clip or kind of head."""
         data = image if isinstance(image, bytes) else encode_png(image)
-        if png_size(data) != (self.resolution, self.resolution):
-            got = png_size(data) or 'bytes that are no PNG'
-            raise ValueError(f'image: expected a PNG of {self.resolution} x {self.resolution} pixels, got {got}')
+        suffix, size = image_header(data)
+        if size != (self.resolution, self.resolution):
+            got = size or 'bytes that are no PNG, JPEG or WebP'
+            raise ValueError(f'image: expected {self.resolution} x {self.resolution} pixels, got {got}')
         values = np.asarray(label, dtype=np.float32).reshape(-1)
         if values.shape != (LABEL_DIM,) or not np.isfinite(values).all():
             raise ValueError(f'label: expected {LABEL_DIM} finite numbers, got {values.tolist()}')
-        index = len(self._names)
-        name = f'{index // IMAGES_PER_FOLDER:05d}/img{index:08d}.png'
+        index = self._first + len(self._names)
+        name = f'{index // IMAGES_PER_FOLDER:05d}/img{index:08d}{suffix}'
         self._add_head(head, identity_id, clip)
         try:
             self._sink.write(name, data)
@@ -199,13 +203,32 @@ def _row(values: Tensor) -> np.ndarray:
     return values.detach().cpu().numpy().astype(np.float32, copy=False).reshape(-1)
 
 
-def _refuse_to_replace(path: Path, *, overwrite: bool) -> None:
+def refuse_to_replace(path: Path, *, overwrite: bool) -> None:
+    """UserError if `path` is taken, unless `overwrite` and it is a dataset."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
         raise UserError(f'{path}: already exists; choose another name or pass --overwrite')
-    if path.is_dir() != (path.suffix.lower() != '.zip') or (path.is_dir() and not (path / LABEL_FILE).is_file()):
+    if path.is_dir() != (path.suffix.lower() != '.zip') or (
+        path.is_dir() and not (path / LABEL_FILE).is_file() and not (path / SHARD_FILE).is_file()
+    ):
         raise UserError(f'{path}: is not a dataset of the same kind, so it is not replaced; choose another name')
+
+
+def replace_folder(temporary: Path, path: Path) -> None:
+    """Move a finished folder to `path`; what was there before comes back if that fails."""
+    retired = path.with_name(f'.{path.name}.{os.getpid()}.old')
+    try:
+        if path.exists():
+            path.rename(retired)
+        try:
+            temporary.rename(path)
+        except OSError:
+            retired.rename(path)
+            raise
+    finally:
+        if path.exists():
+            shutil.rmtree(retired, ignore_errors=True)
 
 
 class _ZipSink:
@@ -246,23 +269,14 @@ class _FolderSink:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        retired = self._path.with_name(f'.{self._path.name}.{os.getpid()}.old')
         try:
             self._temporary.mkdir()
             yield
-            if self._path.exists():
-                self._path.rename(retired)
-            try:
-                self._temporary.rename(self._path)
-            except OSError:
-                retired.rename(self._path)
-                raise
+            replace_folder(self._temporary, self._path)
         except OSError as error:
             raise explain_os_error(error, self._path) from error
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
-            if self._path.exists():
-                shutil.rmtree(retired, ignore_errors=True)
 
     def write(self, name: str, data: bytes) -> None:
         target = self._temporary / name

@@ -27,6 +27,7 @@ from applications.preprocessing.fit import CONTOUR, Fit, FitConfig, fit_heads
 from applications.preprocessing.report import ReportFolder, draw_overlay
 from dnnlib import UserError
 from training import cameras
+from training.cameras import camera_angles
 from training.dataset_writer import DatasetWriter
 from training.head import load_head_model
 from training.head.model import HeadModel
@@ -160,17 +161,6 @@ def fit_and_crop(
         fit = fit_heads(model, _tensor(landmarks), iris=both, start=fit, offsets=offsets, config=config or FitConfig())
     assert fit is not None
     return crops, fit
-
-
-def camera_angles(label: Tensor) -> np.ndarray:
-    """label [N, 25] -> yaw, pitch, roll [N, 3] in radians, as cameras.orbit_camera takes them."""
-    cam2world, _ = cameras.unpack_label(label)
-    toward = torch.nn.functional.normalize(cam2world[:, :3, 3] - label.new_tensor(cameras.PIVOT), dim=-1)
-    yaw, pitch = torch.atan2(toward[:, 0], toward[:, 2]), torch.asin(toward[:, 1].clamp(-1, 1))
-    level, _ = cameras.unpack_label(cameras.orbit_camera(yaw, pitch))
-    right, down = level[:, :3, 0], level[:, :3, 1]
-    roll = torch.atan2((cam2world[:, :3, 0] * down).sum(dim=1), (cam2world[:, :3, 0] * right).sum(dim=1))
-    return torch.stack([yaw, pitch, roll], dim=1).cpu().numpy()
 
 
 def summarize(rejected: list[tuple[str, str]]) -> str:
