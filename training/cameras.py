@@ -102,9 +102,9 @@ def orbit_camera(
 def camera_angles(label: Tensor) -> np.ndarray:
     """label [N, 25] -> yaw, pitch, roll [N, 3] in radians, as orbit_camera takes them."""
     cam2world, _ = unpack_label(label)
-    toward = torch.nn.functional.normalize(cam2world[:, :3, 3] - label.new_tensor(cameras.PIVOT), dim=-1)
+    toward = torch.nn.functional.normalize(cam2world[:, :3, 3] - label.new_tensor(PIVOT), dim=-1)
     yaw, pitch = torch.atan2(toward[:, 0], toward[:, 2]), torch.asin(toward[:, 1].clamp(-1, 1))
-    level, _ = unpack_label(cameras.orbit_camera(yaw, pitch))
+    level, _ = unpack_label(orbit_camera(yaw, pitch))
     right, down = level[:, :3, 0], level[:, :3, 1]
     roll = torch.atan2((cam2world[:, :3, 0] * down).sum(dim=1), (cam2world[:, :3, 0] * right).sum(dim=1))
     return torch.stack([yaw, pitch, roll], dim=1).cpu().numpy()

@@ -196,6 +196,12 @@ class HeadDataset:
         """The file of one of the M images, as it lies in the dataset."""
         return self._source.read(self._names[row])
 
+    def decode(self, index: int) -> np.ndarray:
+        """One image uint8 [3, R, R], read past the cache and in this thread."""
+        rows, mirrored = self._split([index])
+        pixels = self._decode(int(rows[0])).numpy()
+        return pixels[:, :, ::-1] if mirrored[0] else pixels
+
     def images(self, indices: Indices) -> Tensor:
         """Images uint8 [N, 3, R, R], decoded by several threads. UserError names one that is damaged."""
         rows, mirrored = self._split(indices)
