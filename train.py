@@ -25,6 +25,7 @@ FIELDS = {
     'seed': 'seed',
     'resume': 'resume',
     'mirror': 'mirror',
+    'clip_frames': 'clip_frames',
     'aug': 'augment',
     'target': 'ada_target',
     'freezed': 'freeze_d',
@@ -59,6 +60,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--resume', metavar='PKL', help='Weights to start from: a snapshot, or a pickle of Next3D or EG3D.')
 @click.option('--metrics', help='Comma-separated names (calc_metrics.py --help), or none.')
 @click.option('--mirror', type=bool, help='Also train on mirrored images, cameras and heads.')
+@click.option('--clip-frames', type=POSITIVE, help='Frames of one clip in a group of images that D compares; 1: none.')
 @click.option('--aug', type=click.Choice(['none', 'ada']), help='Augment what the discriminator sees.')
 @click.option('--target', type=float, help='ADA: wanted mean sign of real logits.')
 @click.option('--freezed', type=click.IntRange(min=0), help="Freeze the discriminator's first layers.")
@@ -164,6 +166,8 @@ def make_config(cfg: str, overrides: dict[str, Any]) -> TrainConfig:
     ranks, batch_gpu = config.gpus, config.batch_gpu or max(config.batch // config.gpus, 1)
     if config.batch % (ranks * batch_gpu):
         raise UserError(f'--batch: {config.batch} is not divisible by --gpus x --batch-gpu = {ranks} x {batch_gpu}')
+    if batch_gpu % config.clip_frames:
+        raise UserError(f'--clip-frames: {config.clip_frames} does not divide --batch-gpu {batch_gpu}; change one')
     return dataclasses.replace(config, batch_gpu=batch_gpu)
 
 

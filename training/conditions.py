@@ -7,15 +7,17 @@ the camera shown to the mapping network is swapped for another random item's wit
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dnnlib.errors import UserError
 from training.cameras import LABEL_DIM
 from training.head.model import HeadInput, HeadModel, HeadParams
-from training.sampler import ImageSource
+from training.sampler import ImageSource, across
 
 
 class HeadImages(ImageSource, Protocol):
@@ -34,6 +36,8 @@ class HeadImages(ImageSource, Protocol):
 
     def head_input(self, indices: list[int], *, device: torch.device) -> HeadInput: ...
 
+    def item_clips(self) -> np.ndarray | None: ...
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditions:
@@ -48,10 +52,12 @@ class Conditions:
 class ConditionSource:
     """Draws conditions for fakes and looks them up for reals."""
 
-    def __init__(self, dataset: HeadImages, *, label_dim: int, device: torch.device) -> None:
+    def __init__(self, dataset: HeadImages, *, label_dim: int, device: torch.device, clip_frames: int = 1) -> None:
         self.dataset = dataset
         self.device = device
         self.label_dim = label_dim  # of the discriminator
+        self.clip_frames = clip_frames
+        self.clips = dataset_clips(dataset) if clip_frames > 1 else None  # [len(dataset)]
 
     def real(self, indices: list[int]) -> Conditions:
         """The conditions of dataset items."""
@@ -63,11 +69,32 @@ class ConditionSource:
 
     def fake(self, count: int, *, swap_probability: float, rng: torch.Generator) -> Conditions:
         """`count` random items; each mapping label is another random item's with `swap_probability`. `rng`: CPU."""
+        if self.clips is not None:
+            return self._fake_clips(count, swap_probability=swap_probability, rng=rng)
         indices = torch.randint(len(self.dataset), [count], generator=rng)
         others = torch.randint(len(self.dataset), [count], generator=rng)
         swapped = torch.where(torch.rand(count, generator=rng) < swap_probability, others, indices)
         mapping_label = self.dataset.label(swapped.tolist()).to(self.device)
         return dataclasses.replace(self.real(indices.tolist()), mapping_label=mapping_label)
+
+    def _fake_clips(self, count: int, *, swap_probability: float, rng: torch.Generator) -> Conditions:
+        """Groups of random frames of random items' clips, laid `across`; one mapping label a group: one w a person."""
+        groups = count // self.clip_frames
+        firsts, others = torch.randint(len(self.dataset), [2, groups], generator=rng)
+        swapped = torch.where(torch.rand(groups, generator=rng) < swap_probability, others, firsts)
+        order, starts, lengths, clip_of = self._clip_rows
+        clips = clip_of[firsts.numpy()]
+        offsets = (torch.rand(groups, self.clip_frames, generator=rng).numpy() * lengths[clips, None]).astype(np.int64)
+        frames = torch.from_numpy(order[starts[clips, None] + offsets])
+        mapping_label = across(self.dataset.label(swapped.tolist())[:, None].expand(-1, self.clip_frames, -1))
+        conditions = self.real(across(frames).tolist())
+        return dataclasses.replace(conditions, mapping_label=mapping_label.to(self.device))
+
+    @cached_property
+    def _clip_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Items sorted by clip, where each clip starts in that order, its length, and the clip of each item."""
+        _, clip_of, lengths = np.unique(self.clips, return_inverse=True, return_counts=True)
+        return np.argsort(clip_of, kind='stable'), np.cumsum(lengths) - lengths, lengths, clip_of
 
     def _discriminator_label(self, indices: list[int]) -> Tensor:
         """The camera [N, 25], followed by as many expression coefficients as the label has room for."""
@@ -83,3 +110,14 @@ class ConditionSource:
             )
         expression = params.expression[:, :extra].cpu()
         return torch.cat([camera, torch.nn.functional.pad(expression, (0, extra - expression.shape[1]))], dim=1)
+
+
+def dataset_clips(dataset: HeadImages) -> np.ndarray:
+    """The clip of each item; UserError if the dataset knows none."""
+    clips = dataset.item_clips()
+    if clips is None:
+        raise UserError(
+            f'{dataset.name}: does not say which images are frames of one clip, which --clip-frames needs; use'
+            ' --clip-frames=1, or a dataset made by `dataset_tool.py from-video`'
+        )
+    return clips

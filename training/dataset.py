@@ -29,7 +29,6 @@ from training.mirroring import mirror_mesh, mirror_vertex_map
 
 Indices = Sequence[int] | np.ndarray | Tensor
 _MESH_BATCH = 256  # heads evaluated at once
-_DECODE_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,12 @@ class HeadDataset:
         mirror: bool = False,
         head_model: HeadModel | None = None,
         cache_bytes: int = 1 << 30,
+        decode_threads: int = 8,
     ) -> None:
         self.path = Path(path)
         self.name = self.path.stem
         self.mirror = mirror
+        self._decode_threads = decode_threads
         self._source = open_source(self.path)
         self._names = self._source.image_names()
         if not self._names:
@@ -209,7 +210,7 @@ class HeadDataset:
             self._cache = torch.empty(len(self._names), 3, self.resolution, self.resolution, dtype=torch.uint8)
         missing = [row for row in np.unique(rows).tolist() if not self._cached[row]]
         if len(missing) > 1:
-            with ThreadPoolExecutor(min(_DECODE_THREADS, len(missing))) as pool:
+            with ThreadPoolExecutor(min(self._decode_threads, len(missing))) as pool:
                 fresh = dict(zip(missing, pool.map(self._decode, missing), strict=True))
         else:
             fresh = {row: self._decode(row) for row in missing}

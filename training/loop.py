@@ -26,7 +26,7 @@ from training.checkpoint import (
     save_training_state,
     snapshot_name,
 )
-from training.conditions import HeadImages
+from training.conditions import HeadImages, dataset_clips
 from training.config import TrainConfig, to_dict
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
@@ -91,6 +91,8 @@ def open_dataset(config: TrainConfig, *, head_model: str | None = None) -> HeadD
             f'--data: {config.data} holds {dataset.resolution} px images, but {config.preset} makes {size} px ones; '
             f'choose another --cfg or make the dataset at {size} px'
         )
+    if config.clip_frames > 1:
+        dataset_clips(dataset)  # or says why not
     dataset.head_input([0], device='cpu')  # heads and head model are there and fit
     return dataset
 

@@ -71,11 +71,70 @@ class InfiniteOrder:
         return int(self._order[offset])
 
 
-class MicroBatchIndices(torch.utils.data.Sampler[list[int]]):
-    """Endless index lists of one rank's micro-batches from image number `start` on."""
+class ClipOrder:
+    """An endless shuffled sequence of groups of `frames` items, each of one clip.
 
-    def __init__(self, size: int, *, seed: int, plan: BatchPlan, rank: int, start: int) -> None:
+    An epoch shuffles the frames of every clip, cuts them into groups, and shuffles the groups of all clips. A
+    clip whose length is no multiple of `frames` fills its last group with its first ones, so that every item comes
+    in every epoch and none of another clip. Each epoch is a function of (seed, epoch).
+    """
+
+    def __init__(self, clips: np.ndarray, *, frames: int, seed: int) -> None:
+        if frames < 1 or not len(clips):
+            raise ValueError(f'frames: expected at least 1, and at least one item, got {frames} and {len(clips)}')
+        _, self._clips, lengths = np.unique(clips, return_inverse=True, return_counts=True)
+        self.frames, self.seed = frames, seed
+        groups = -(-lengths // frames)
+        starts = np.cumsum(lengths) - lengths  # of a clip in the order by clips
+        first = np.cumsum(groups) - groups
+        number = np.arange(groups.sum()) - np.repeat(first, groups)  # of a group within its clip
+        slots = number[:, None] * frames + np.arange(frames)
+        self._slots = np.repeat(starts, groups)[:, None] + slots % np.repeat(lengths, groups)[:, None]
+        self.size = len(self._slots)
+        self._epoch = -1
+        self._order = np.empty((0, frames), np.int64)
+
+    def __getitem__(self, position: int) -> list[int]:
+        """The group at a position of the sequence."""
+        epoch, offset = divmod(position, self.size)
+        if epoch != self._epoch:
+            rng = numpy_stream(self.seed, 'clips', epoch)
+            shuffled = np.lexsort((rng.random(len(self._clips)), self._clips))
+            self._order = shuffled[self._slots[rng.permutation(self.size)]]
+            self._epoch = epoch
+        return self._order[offset].tolist()
+
+
+def across(groups: Tensor) -> Tensor:
+    """[groups, frames, ...] -> [groups * frames, ...] with the first frame of every group first.
+
+    The discriminator's minibatch statistic compares samples that lie N / group size apart: so frames of one clip.
+    """
+    return groups.transpose(0, 1).flatten(0, 1)
+
+
+class MicroBatchIndices(torch.utils.data.Sampler[list[int]]):
+    """Endless index lists of one rank's micro-batches from image number `start` on.
+
+    With `clips` [size], the clip of each item, a micro-batch is made of groups of `clip_frames` items of one
+    clip, in the order of `across`.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int,
+        plan: BatchPlan,
+        rank: int,
+        start: int,
+        clips: np.ndarray | None = None,
+        clip_frames: int = 1,
+    ) -> None:
+        if plan.batch_gpu % clip_frames:
+            raise ValueError(f'clip_frames: {clip_frames} does not divide batch_gpu = {plan.batch_gpu}')
         self.order = InfiniteOrder(size, seed=seed)
+        self.clip_order = None if clips is None else ClipOrder(clips, frames=clip_frames, seed=seed)
         self.plan, self.rank, self.start = plan, rank, start
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -83,8 +142,16 @@ class MicroBatchIndices(torch.utils.data.Sampler[list[int]]):
         while True:
             for micro in self.plan.micro_batches(self.rank):
                 first = position + micro * self.plan.batch_gpu
-                yield [self.order[first + i] for i in range(self.plan.batch_gpu)]
+                yield self._micro_batch(first)
             position += self.plan.batch
+
+    def _micro_batch(self, first: int) -> list[int]:
+        count = self.plan.batch_gpu
+        if self.clip_order is None:
+            return [self.order[first + i] for i in range(count)]
+        frames = self.clip_order.frames
+        groups = [self.clip_order[first // frames + i] for i in range(count // frames)]
+        return across(torch.tensor(groups)).tolist()
 
 
 class _Images(torch.utils.data.Dataset):

@@ -93,7 +93,12 @@ class Trainer:
         self.device = communicator.device
         self.precision = choose_precision(config.precision, self.device)
         self.plan = BatchPlan(batch=config.batch, batch_gpu=config.batch_gpu, ranks=communicator.size)
-        self.source = ConditionSource(dataset, label_dim=config.discriminator.label_dim, device=self.device)
+        self.source = ConditionSource(
+            dataset,
+            label_dim=config.discriminator.label_dim,
+            device=self.device,
+            clip_frames=config.clip_frames,
+        )
         self.generator, self.discriminator = build_networks(config, dataset, device=self.device)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         loss, density = config.loss, config.loss.density_weight > 0
@@ -121,6 +126,8 @@ class Trainer:
             plan=self.plan,
             rank=self.communicator.rank,
             start=self.images_seen,
+            clips=self.source.clips,
+            clip_frames=self.config.clip_frames,
         )
         batches = load_micro_batches(self.dataset, order, workers=workers, pin_memory=self.device.type != 'cpu')
         while True:
@@ -133,15 +140,22 @@ class Trainer:
         """Latents and conditions of one micro-batch of fakes, and the stream for everything on the device."""
         count, config = self.plan.batch_gpu, self.config
         rng = stream(config.seed, self.images_seen, phase, micro, 'conditions')
-        z = torch.randn(count, config.generator.z_dim, generator=rng).to(self.device)
+        groups = count // config.clip_frames  # one person each
+
+        def frames(values: Tensor) -> Tensor:
+            """[groups, ...] -> [count, ...] on the device, laid out as the frames of a real micro-batch."""
+            return values.repeat(config.clip_frames, *[1] * (values.ndim - 1)).to(self.device)
+
+        z = torch.randn(groups, config.generator.z_dim, generator=rng)
         conditions = self.source.fake(count, swap_probability=schedule.swap_probability, rng=rng)
-        latents = Latents(z=z)
+        latents = Latents(z=frames(z))
         if config.loss.style_mixing_prob > 0:
             layers = self.generator.num_ws // 2
-            mixed = torch.randn(count, config.generator.z_dim, generator=rng).to(self.device)
-            cutoff = torch.randint(1, layers, [count], generator=rng)
-            chosen = torch.rand(count, generator=rng) < config.loss.style_mixing_prob
-            latents = Latents(z=z, mixed=mixed, cutoff=torch.where(chosen, cutoff, layers).to(self.device))
+            mixed = torch.randn(groups, config.generator.z_dim, generator=rng)
+            cutoff = torch.randint(1, layers, [groups], generator=rng)
+            chosen = torch.rand(groups, generator=rng) < config.loss.style_mixing_prob
+            cutoff = torch.where(chosen, cutoff, layers)
+            latents = Latents(z=frames(z), mixed=frames(mixed), cutoff=frames(cutoff))
         return latents, conditions, self._pixels(phase, micro)
 
     def _pixels(self, phase: str, micro: int) -> torch.Generator:

@@ -14,10 +14,7 @@ from dnnlib import UserError
 from dnnlib.cli import Command
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from applications.datasets.edit import Selection
-    from training.dataset import HeadDataset
     from training.head.model import HeadModel
 
 _OUT = click.option('--out', required=True, help='Dataset to write: a name ending in .zip, or a folder.')
