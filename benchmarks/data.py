@@ -29,7 +29,7 @@ from training.dataset_format import encode_png
 from training.dataset_writer import DatasetWriter
 from training.head import load_head_model
 from training.head.model import HeadParams
-from training.head.obj import read_obj
+from training.head.obj import read_obj, write_obj
 
 DECODE_THREADS = 2
 BATCH = 64
@@ -101,16 +101,10 @@ def bare_decoding(dataset: HeadDataset, *, total: int) -> float:
 
 def obj_text(dataset: HeadDataset, folder: Path, *, count: int = 4) -> tuple[float, float]:
     """Seconds and megabytes of one head as OBJ text, the release's way."""
-    model = dataset.head_model
-    vertices = dataset.head_input(range(count)).vertices
-    paths = []
-    for i, points in enumerate(vertices):
-        lines = [f'v {x:.6f} {y:.6f} {z:.6f}' for x, y, z in points.tolist()]
-        lines += [f'vt {u:.6f} {v:.6f}' for u, v in model.template.uv.tolist()]
-        corners = torch.stack([model.template.faces, model.template.uv_faces], dim=2) + 1
-        lines += ['f ' + ' '.join(f'{a}/{b}' for a, b in face) for face in corners.tolist()]
-        paths.append(folder / f'{i}.obj')
-        paths[-1].write_text('\n'.join(lines) + '\n')
+    template = dataset.head_model.template
+    paths = [folder / f'{i}.obj' for i in range(count)]
+    for path, points in zip(paths, dataset.head_input(range(count)).vertices, strict=True):
+        write_obj(path, points, faces=template.faces, uv=template.uv, uv_faces=template.uv_faces)
     started = time.perf_counter()
     for path in paths:
         read_obj(path)

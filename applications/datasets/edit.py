@@ -211,12 +211,12 @@ def open_both(*writers: Callable[[], Writer]) -> Iterator[list[Writer]]:
         for make in writers:
             opened.append(make())
         yield opened
+        for writer in opened:
+            writer.close()
     except BaseException:
         for writer in opened:
             writer.discard()
         raise
-    for writer in opened:
-        writer.close()
 
 
 def open_dataset(
