@@ -67,7 +67,7 @@ def test_image_options() -> None:
 
 
 def test_comparison_by_hand(tmp_path: Path) -> None:
-    """Means 1 and 1.8 with standard deviations 0.1414 over two runs each: standard error 0.1414, 2 degrees of freedom."""
+    """Means 1 and 1.8, standard deviations 0.1414 over two runs each: standard error 0.1414, 2 degrees of freedom."""
     baseline = [write_run(tmp_path / f'a{i}', g=value, d=2.0, metric=5.0 + i) for i, value in enumerate((0.9, 1.1))]
     other = [write_run(tmp_path / f'b{i}', g=value, d=2.5, metric=5.5) for i, value in enumerate((1.7, 1.9))]
     g, d, metric = precision.compare_runs(baseline, other, window=0.25)
