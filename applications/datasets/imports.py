@@ -13,12 +13,10 @@ from tqdm import tqdm
 
 from applications.datasets.importing import (
     CHUNK,
-    Finished,
     Finisher,
     HeadReader,
     ImportReport,
     Job,
-    Loaded,
     Output,
     choose_resolution,
     reason_of,
@@ -33,7 +31,8 @@ from applications.datasets.mesh_import import (
     find_release,
     probe_meshes,
 )
-from applications.datasets.parameter_files import SUFFIXES, read_parameters
+from applications.datasets.parameter_files import SUFFIXES
+from applications.datasets.params_import import ParamsFinisher, read_table
 from applications.datasets.sources import FileIndex, labelled_jobs
 from applications.datasets.trackers import TrackerFiles, TrackerFinisher, head_params, read_lids
 from applications.preprocessing.mesh_fit import MeshFitter
@@ -42,7 +41,7 @@ from dnnlib.files import atomic_write
 from training.dataset_format import write_arrays
 from training.dataset_source import Source, open_source
 from training.head import load_head_model
-from training.head.model import PARAM_FIELDS, HeadModel, HeadParams
+from training.head.model import HeadModel, HeadParams
 
 Log = Callable[[str], None]
 
@@ -249,70 +248,6 @@ def _run(
 ) -> ImportReport:
     output = target.output(source, [job.name for job in jobs], model, name=FLAME_NAME)
     return run_import(source, jobs, reader=reader, finisher=finisher, output=output, rejected=rejected, log=log)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParamsTable:
-    """A HeadReader of rows of HeadParams that are in memory."""
-
-    rows: dict[str, int]
-    arrays: dict[str, np.ndarray]
-
-    def __call__(self, name: str, side: int) -> dict[str, np.ndarray]:
-        """The fields of HeadParams of one image."""
-        if name not in self.rows:
-            raise UserError(f'{name}: no row in the parameter file')
-        row = {field: self.arrays[field][self.rows[name]] for field in PARAM_FIELDS}
-        if not all(np.isfinite(value).all() for value in row.values()):
-            raise UserError(f'{name}: head parameters are not finite (NaN or infinity)')
-        return row
-
-
-def read_table(path: str, model: HeadModel, *, names: Sequence[str]) -> ParamsTable:
-    """An .npz of HeadParams, by its array `names` or, with as many rows as images, in the images' order."""
-    from applications.heads import check_widths
-
-    arrays = read_parameters(path)
-    missing = [field for field in PARAM_FIELDS if field not in arrays]
-    if missing:
-        raise UserError(f'{path}: lacks {", ".join(missing)}; expected an .npz with one array [N, width] a field')
-    with np.load(path, allow_pickle=False) as data:
-        listed = (
-            [str(name.decode() if isinstance(name, bytes) else name) for name in data['names'].tolist()]
-            if 'names' in data
-            else list(names)
-        )
-    fields = {field: arrays[field].astype(np.float32) for field in PARAM_FIELDS}
-    try:
-        params = HeadParams.from_dict({field: torch.from_numpy(value) for field, value in fields.items()})
-    except ValueError as error:
-        raise UserError(f'{path}: {error}; expected an .npz of HeadParams') from error
-    check_widths(params, model, where=path)
-    if len(listed) != len(params):
-        raise UserError(
-            f'{path}: {len(params)} rows for {len(listed)} images; add an array "names" to say whose they are'
-        )
-    return ParamsTable(rows={name: row for row, name in enumerate(listed)}, arrays=fields)
-
-
-class ParamsFinisher:
-    """Head parameters as they are."""
-
-    columns = ()
-
-    def __call__(self, items: list[Loaded]) -> list[Finished]:
-        """One Finished for each item."""
-        return [
-            Finished(
-                label=torch.from_numpy(np.asarray(item.label)),
-                head=HeadParams.from_dict({key: torch.from_numpy(value)[None] for key, value in item.head.items()}),
-            )
-            for item in items
-        ]
-
-    def notes(self) -> list[str]:
-        """Nothing was changed, so there is nothing to say."""
-        return []
 
 
 def _write_params(tracker: Tracker, *, out: str, model: HeadModel, overwrite: bool, log: Log) -> None:

@@ -59,7 +59,7 @@ def read_parameters(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f'{source}: no such file') from None
     except NotImplementedError as error:  # scipy, of MATLAB 7.3 files
         raise UserError(f'{source}: a MATLAB 7.3 file, which is not read; {_REMEDY}') from error
-    except Exception as error:  # noqa: BLE001 - a damaged file may fail anywhere in four libraries' readers
+    except Exception as error:  # a damaged file may fail anywhere in four libraries' readers
         cause = ' '.join(str(error).split()) or type(error).__name__
         refused = isinstance(error, pickle.UnpicklingError)
         what = 'refused, nothing of it was run' if refused else 'cannot be read'
