@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -140,3 +141,10 @@ def save_codes(path: Path, row: dict[str, Any]) -> None:
         scipy.io.savemat(path, row)
     else:
         path.write_text(json.dumps({key: np.asarray(value).tolist() for key, value in row.items()}))
+
+
+def rejects(out: Path) -> dict[str, str]:
+    """Reasons by source image that an importer left beside `out`."""
+    folder = Path(str(out).removesuffix('.zip') + '-report')
+    with open(folder / 'rejects.csv', newline='', encoding='utf-8') as handle:
+        return dict(list(csv.reader(handle))[1:])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -17,26 +14,20 @@ from click.testing import CliRunner
 import dataset_tool
 from applications.datasets import imports
 from applications.datasets.importing import ImportReport
-from applications.datasets.imports import Meshes, Target, Tracker, import_eg3d, import_release, import_tracker
-from applications.datasets.mesh_files import read_landmarks, read_vertices, suggest_scale
-from applications.datasets.parameter_files import read_parameters
-from applications.datasets.trackers import root_joint
+from applications.datasets.imports import Meshes, Target, import_eg3d, import_release
 from tests.cases_dataset import make_dataset, random_labels, random_params, user_error
 from tests.cases_importers import (
     Release,
-    Tracked,
     UprightHead,
     make_release,
     make_tracked,
-    save_codes,
+    rejects,
     write_image,
     write_labels,
 )
-from training import cameras
 from training.dataset import HeadDataset
 from training.head import load_head_model
 from training.head.model import HeadModel
-from training.head.rotation import axis_angle_matrix
 
 
 @pytest.fixture
@@ -52,12 +43,6 @@ def run_release(release: Release, out: Path, **options) -> tuple[ImportReport, l
     target = Target(out=str(out), workers=options.pop('workers', 0), **options.pop('target', {}))
     report = import_release(str(release.root), target=target, head_model='sheet', log=lines.append, **options)
     return report, lines
-
-
-def rejects(out: Path) -> dict[str, str]:
-    folder = Path(str(out).removesuffix('.zip') + '-report')
-    with open(folder / 'rejects.csv', newline='', encoding='utf-8') as handle:
-        return dict(list(csv.reader(handle))[1:])
 
 
 # The public release.
@@ -236,239 +221,6 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, model: HeadModel, monkey
     assert [path.name for path in tmp_path.iterdir()] == ['ffhq']
 
 
-# Files.
-
-
-def test_vertices_with_other_lines_and_colours_between(tmp_path: Path) -> None:
-    path = tmp_path / 'a.obj'
-    path.write_bytes(b'mtllib a.mtl\r\nv 1 2 3 0.5 0.5 0.5\r\nvn 0 0 1\r\nv 4 5e-1 -6 0.5 0.5 0.5\r\nf 1 2 1\r\n')
-    np.testing.assert_array_equal(read_vertices(path), [[1, 2, 3], [4, 0.5, -6]])
-
-
-def test_landmarks_keep_the_first_68_rows_and_three_columns(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(size=(70, 4))
-    np.savetxt(tmp_path / 'a.txt', values, delimiter=', ', header='x y z visible')
-    np.testing.assert_allclose(read_landmarks(tmp_path / 'a.txt'), values[:68, :3])
-
-
-def test_suggested_scale_brings_a_head_to_its_size() -> None:
-    assert suggest_scale(0.7) == pytest.approx(0.4)
-    assert suggest_scale(280.0) == pytest.approx(0.001)
-
-
-@pytest.mark.parametrize('kind', ['npz', 'npy', 'pkl', 'pt', 'mat', 'json'])
-def test_every_kind_of_parameter_file(tmp_path: Path, kind: str) -> None:
-    row = {'shape': np.arange(5, dtype=np.float32)[None], 'cam': np.float32([[8, 0.1, 0.2]])}
-    save_codes(tmp_path / f'a.{kind}', row)
-    found = read_parameters(tmp_path / f'a.{kind}')
-    for key, value in row.items():
-        np.testing.assert_allclose(found[key], value)
-
-
-class Evil:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.target),)
-
-
-@pytest.mark.parametrize('kind', ['pkl', 'npy', 'pt', 'npz'])
-def test_malicious_pickles_are_not_run(tmp_path: Path, kind: str) -> None:
-    mark, path = tmp_path / 'ran', tmp_path / f'a.{kind}'
-    content = {'shape': Evil(mark)}
-    if kind == 'pt':
-        torch.save(content, path)
-    elif kind == 'pkl':
-        path.write_bytes(pickle.dumps(content))
-    else:
-        holder = np.empty((), dtype=object)
-        holder[()] = content
-        (np.save if kind == 'npy' else np.savez)(path, holder, allow_pickle=True)  # type: ignore[operator]
-    assert str(path) in user_error(lambda: read_parameters(path))
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize(
-    ('name', 'data'),
-    [
-        ('a.npz', b'PK\x03\x04cut'),
-        ('a.npy', b'\x93NUMPY'),
-        ('a.pkl', pickle.dumps({'a': np.zeros(9)})[:-20]),
-        ('a.pt', b'nothing'),
-        ('a.mat', b'MATLAB 5.0'),
-        ('a.json', b'[1, 2'),
-        ('a.json', b'[1, 2]'),
-        ('a.txt', b'1 2 3'),
-    ],
-)
-def test_damaged_parameter_files_are_named(tmp_path: Path, name: str, data: bytes) -> None:
-    (tmp_path / name).write_bytes(data)
-    assert name in user_error(lambda: read_parameters(tmp_path / name))
-    assert 'no such file' in user_error(lambda: read_parameters(tmp_path / f'missing{Path(name).suffix}')) or (
-        name == 'a.txt'
-    )
-
-
-# DECA and SMIRK.
-
-
-def run_tracker(tracked: Tracked, kind: str, out: Path, **options) -> list[str]:
-    lines: list[str] = []
-    tracker = Tracker(kind=kind, folder=str(tracked.params), **options.pop('tracker', {}))
-    images = options.pop('images', str(tracked.images))
-    target = Target(out=str(out), workers=0, **options.pop('target', {}))
-    flame = str(tracked.params.parent / 'flame')
-    import_tracker(tracker, images=images, target=target, head_model=flame, log=lines.append, **options)
-    return lines
-
-
-def seen_by_tracker(tracked: Tracked, kind: str) -> torch.Tensor:
-    """Landmarks [N, 68, 2] in [0, 1] as the tracker's own formulas put them: FLAME turned, then scaled and shifted."""
-    codes = {key: torch.from_numpy(value) for key, value in tracked.codes.items()}
-    pose = codes['pose'] if kind == 'deca' else torch.cat([codes['pose_params'], codes['jaw_params']], dim=1)
-    neutral = tracked.model.neutral(len(pose))
-    params = neutral.replace(
-        identity=codes['shape' if kind == 'deca' else 'shape_params'][:, :100],
-        expression=codes['exp' if kind == 'deca' else 'expression_params'],
-        rotation=pose[:, :3],
-        jaw=pose[:, 3:],
-    )
-    points = tracked.model.forward(params).landmarks
-    flat = codes['cam'][:, None, :1] * (points[..., :2] + codes['cam'][:, None, 1:])
-    return flat * torch.tensor([0.5, -0.5]) + 0.5
-
-
-@pytest.mark.parametrize(('kind', 'save'), [('deca', 'npz'), ('deca', 'npy'), ('smirk', 'pkl'), ('smirk', 'mat')])
-def test_tracker_files_become_heads_and_cameras(tmp_path: Path, kind: str, save: str) -> None:
-    tracked = make_tracked(tmp_path, kind, save=save)
-    lines = run_tracker(tracked, kind, tmp_path / 'out.zip')
-    data = HeadDataset(tmp_path / 'out.zip', head_model=tracked.model)
-    params, head = data.head_params(range(4)), data.head_input(range(4))
-    assert params is not None
-    codes = tracked.codes
-    jaw = codes['pose'][:, 3:] if kind == 'deca' else codes['jaw_params']
-    np.testing.assert_allclose(params.jaw, jaw, atol=1e-6)
-    np.testing.assert_allclose(params.identity, codes['shape' if kind == 'deca' else 'shape_params'][:, :100])
-    assert not params.rotation.any()
-    assert not params.eyes.any()
-    # The camera took the turn: landmarks fall where the tracker put them, but for perspective.
-    seen, depth = cameras.project(cameras.head_to_world(head.landmarks), data.labels)
-    flat = seen_by_tracker(tracked, kind)
-    middle = depth[:, 17:].mean(dim=1, keepdim=True)
-    expected = 0.5 + (flat - 0.5) * (middle / depth)[..., None]
-    torch.testing.assert_close(seen, expected, atol=2e-3, rtol=0)
-    assert any('pixels on average' in line for line in lines)
-    assert any('beyond the head model' in line for line in lines) == (kind == 'smirk')
-
-
-def test_labels_are_kept_and_compared(tmp_path: Path) -> None:
-    tracked = make_tracked(tmp_path, 'deca')
-    run_tracker(tracked, 'deca', tmp_path / 'own.zip')
-    own = HeadDataset(tmp_path / 'own.zip', head_model=tracked.model).labels
-    write_labels(tmp_path / 'labels.json', tracked.names, own)
-    lines = run_tracker(tracked, 'deca', tmp_path / 'same.zip', labels=str(tmp_path / 'labels.json'))
-    assert any('differ by 0.0 degrees' in line for line in lines)
-    turned = own.clone()
-    cam2world, intrinsics = cameras.unpack_label(own)
-    twist = axis_angle_matrix(torch.tensor([[0.0, np.deg2rad(12.0), 0.0]]))
-    turned = cameras.pack_label(
-        torch.cat([torch.cat([twist @ cam2world[:, :3, :3], cam2world[:, :3, 3:]], dim=2), cam2world[:, 3:]], dim=1),
-        intrinsics,
-    )
-    write_labels(tmp_path / 'labels.json', tracked.names, turned)
-    lines = run_tracker(tracked, 'deca', tmp_path / 'other.zip', labels=str(tmp_path / 'labels.json'))
-    assert any('differ by 12.0 degrees' in line for line in lines)
-
-
-def test_crop_of_a_larger_image(tmp_path: Path) -> None:
-    tracked = make_tracked(tmp_path, 'deca', count=1)
-    run_tracker(tracked, 'deca', tmp_path / 'whole.zip')
-    path = tracked.params / 'img0/img0.npz'
-    row = {key: value[:1] for key, value in tracked.codes.items()}
-    # The tracker saw the square from (4, 2) of side 8 of the 16-pixel image.
-    tform = np.array([[[28.0, 0, -4 * 28], [0, 28.0, -2 * 28], [0, 0, 1]]])
-    save_codes(path, {**row, 'tform': tform})
-    run_tracker(tracked, 'deca', tmp_path / 'part.zip')
-    seen = []
-    for name in ('whole', 'part'):
-        data = HeadDataset(tmp_path / f'{name}.zip', head_model=tracked.model)
-        seen.append(cameras.project(cameras.head_to_world(data.head_input([0]).landmarks), data.labels)[0])
-    torch.testing.assert_close(seen[1], seen[0] * 0.5 + torch.tensor([4 / 16, 2 / 16]), atol=5e-3, rtol=0)
-
-
-def test_bad_tracker_files_are_listed(tmp_path: Path) -> None:
-    tracked = make_tracked(tmp_path, 'deca', count=8)
-    rows = [{key: value[[index]] for key, value in tracked.codes.items()} for index in range(8)]
-    files = [tracked.params / f'img{i}/img{i}.npz' for i in range(8)]
-    files[0].unlink()
-    files[1].write_bytes(b'PK nothing')
-    save_codes(files[2], {key: value for key, value in rows[2].items() if key != 'exp'})
-    save_codes(files[3], {**rows[3], 'cam': np.float32([[np.nan, 0, 0]])})
-    save_codes(files[4], {**rows[4], 'cam': np.float32([[-8, 0, 0]])})
-    save_codes(files[5], {key: np.repeat(value, 3, axis=0) for key, value in rows[5].items()})
-    save_codes(files[6], {**rows[6], 'pose': np.zeros((1, 3))})
-    run_tracker(tracked, 'deca', tmp_path / 'out.zip')
-    found = rejects(tmp_path / 'out.zip')
-    reasons = ['no parameter file', 'cannot be read', 'has no exp', 'not finite', 'not positive', '3 rows', '3 numbers']
-    assert len(found) == 7
-    for index, reason in enumerate(reasons):
-        assert reason in found[f'img{index}.png']
-
-
-def test_eye_poses(tmp_path: Path) -> None:
-    tracked = make_tracked(tmp_path, 'deca', count=2)
-    save_codes(tmp_path / 'eyes/img0.npz', {'gaze': np.float32([0.1, 0.2, 0.3, 0.4])})
-    np.save(tmp_path / 'eyes/img1.npy', np.float32([0.1, 0.2, 0, 0.3, 0.4, 0]))
-    run_tracker(tracked, 'deca', tmp_path / 'out.zip', tracker={'eyes': str(tmp_path / 'eyes')})
-    params = HeadDataset(tmp_path / 'out.zip', head_model=tracked.model).head_params([0, 1])
-    assert params is not None
-    np.testing.assert_allclose(params.eyes, [[0.1, -0.2, 0, 0.3, -0.4, 0], [0.1, 0.2, 0, 0.3, 0.4, 0]], atol=1e-7)
-
-
-def test_lids_become_expression(tmp_path: Path) -> None:
-    tracked = make_tracked(tmp_path, 'smirk')
-    lines = run_tracker(tracked, 'smirk', tmp_path / 'lost.zip')
-    assert any('--eyelids' in line for line in lines)
-    (tmp_path / 'lids').mkdir()
-    template = tracked.model.template.vertices
-    for side, column in (('l', 7), ('r', 9)):
-        params = tracked.model.named_expression(f'expression{column:02d}', 2.0)
-        np.save(tmp_path / f'lids/{side}_eyelid.npy', (tracked.model.forward(params).vertices[0] - template).numpy())
-    run_tracker(tracked, 'smirk', tmp_path / 'kept.zip', tracker={'eyelids': str(tmp_path / 'lids')})
-    pair = [HeadDataset(tmp_path / f'{name}.zip', head_model=tracked.model) for name in ('lost', 'kept')]
-    before, after = (data.head_params(range(4)) for data in pair)
-    assert before is not None
-    assert after is not None
-    gain = after.expression - before.expression
-    expected = torch.zeros_like(gain)
-    expected[:, 7], expected[:, 9] = (torch.from_numpy(2 * tracked.codes['eyelid_params'].T)).unbind(0)
-    torch.testing.assert_close(gain, expected, atol=0.05, rtol=0)
-
-
-def test_parameters_alone_become_an_npz(tmp_path: Path) -> None:
-    from applications.heads import read_params
-
-    tracked = make_tracked(tmp_path, 'deca')
-    lines = run_tracker(tracked, 'deca', tmp_path / 'drive.npz', images=None)
-    params = read_params(tmp_path / 'drive.npz', tracked.model)
-    np.testing.assert_allclose(params.expression, tracked.codes['exp'])
-    assert '4 rows' in lines[-1]
-    assert 'already exists' in user_error(lambda: run_tracker(tracked, 'deca', tmp_path / 'drive.npz', images=None))
-    assert '.npz' in user_error(lambda: run_tracker(tracked, 'deca', tmp_path / 'drive.zip', images=None))
-
-
-def test_root_joint_is_found_by_turning(tmp_path: Path) -> None:
-    for model in (make_tracked(tmp_path, 'deca').model, load_head_model('makehuman')):
-        params = random_params(model, 2, seed=0)
-        params = params.replace(rotation=torch.zeros(2, 3))
-        turn = torch.tensor([[0.3, -0.2, 0.5]]).expand(2, 3)
-        joint = root_joint(model, params) + params.translation
-        still, turned = (model.forward(params.replace(rotation=r)).vertices for r in (params.rotation, turn))
-        expected = (still - joint[:, None]) @ axis_angle_matrix(turn).transpose(1, 2) + joint[:, None]
-        torch.testing.assert_close(turned, expected, atol=1e-5, rtol=0)
-
-
 # EG3D datasets.
 
 
@@ -484,7 +236,7 @@ def test_eg3d_with_a_parameter_file(tmp_path: Path, model: HeadModel, named: boo
     order = list(reversed(range(6))) if named else list(range(6))
     arrays = {key: value[order].numpy() for key, value in params.as_dict().items()}
     extra = {'names': np.array([names[i].encode() for i in order])} if named else {}
-    np.savez(tmp_path / 'heads.npz', **arrays, **extra)
+    np.savez(tmp_path / 'heads.npz', **arrays, **extra)  # type: ignore[arg-type]
     target = Target(out=str(tmp_path / 'out.zip'), workers=0)
     import_eg3d(str(path), target=target, params=str(tmp_path / 'heads.npz'), log=lambda line: None)
     data = HeadDataset(tmp_path / 'out.zip', head_model=model)
@@ -492,7 +244,7 @@ def test_eg3d_with_a_parameter_file(tmp_path: Path, model: HeadModel, named: boo
     assert found is not None
     torch.testing.assert_close(found.expression, params.expression)
     torch.testing.assert_close(data.labels, HeadDataset(path).labels)
-    np.savez(tmp_path / 'short.npz', **{key: value[:4] for key, value in arrays.items()})
+    np.savez(tmp_path / 'short.npz', **{key: value[:4] for key, value in arrays.items()})  # type: ignore[arg-type]
     short = str(tmp_path / 'short.npz')
     assert '4 rows for 6 images' in user_error(
         lambda: import_eg3d(str(path), target=Target(out=str(tmp_path / 'o2.zip')), params=short)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from applications.datasets.importing import (
@@ -34,7 +35,7 @@ from applications.datasets.mesh_import import (
 from applications.datasets.parameter_files import SUFFIXES
 from applications.datasets.params_import import ParamsFinisher, read_table
 from applications.datasets.sources import FileIndex, labelled_jobs
-from applications.datasets.trackers import TrackerFiles, TrackerFinisher, head_params, read_lids
+from applications.datasets.trackers import TrackerFiles, TrackerFinisher, head_params, lid_coefficients, read_lids
 from applications.preprocessing.mesh_fit import MeshFitter
 from dnnlib import UserError
 from dnnlib.files import atomic_write
@@ -97,8 +98,10 @@ class Tracker:
         )
 
     def finisher(self, model: HeadModel, *, resolution: int) -> TrackerFinisher:
-        lids = None if self.eyelids is None else read_lids(self.eyelids, model)
-        return TrackerFinisher(model, resolution=resolution, lids=lids)
+        return TrackerFinisher(model, resolution=resolution, lids=self.lids(model))
+
+    def lids(self, model: HeadModel) -> Tensor | None:
+        return None if self.eyelids is None else lid_coefficients(model, read_lids(self.eyelids, model))
 
 
 def open_head_model(choice: str | None) -> HeadModel | None:
@@ -172,7 +175,8 @@ def import_tracker(
         return None
     source = open_source(images)
     if labels is None:
-        jobs, rejected = [Job(name=name) for name in source.image_names()], []
+        jobs = [Job(name=name) for name in source.image_names()]
+        rejected: list[tuple[str, str]] = []
         if not jobs:
             raise UserError(f'{images}: holds no images (.png, .jpg, .webp)')
     else:
@@ -257,7 +261,7 @@ def _write_params(tracker: Tracker, *, out: str, model: HeadModel, overwrite: bo
     if Path(out).exists() and not overwrite:
         raise UserError(f'{out}: already exists; choose another name or pass --overwrite')
     reader = tracker.reader(model)
-    lids = tracker.finisher(model, resolution=1)._lids
+    lids = tracker.lids(model)
     rejected: list[tuple[str, str]] = []
     parts: list[HeadParams] = []
     batch: list[dict[str, np.ndarray]] = []

@@ -52,7 +52,7 @@ class MeshFinisher:
     """Meshes as they are, or (with a fitter) the parameters that make them."""
 
     def __init__(self, template: HeadTemplate | None, *, fitter: MeshFitter | None = None) -> None:
-        self.columns = () if fitter is None else ('fit_mean_mm', 'fit_max_mm')
+        self.columns: tuple[str, ...] = () if fitter is None else ('fit_mean_mm', 'fit_max_mm')
         self._template, self._fitter = template, fitter
         self._rounding = 0.0  # metres, the largest
         self._means: list[float] = []
@@ -99,7 +99,7 @@ class MeshFinisher:
 
 def probe_meshes(files: MeshFiles, jobs: Sequence[Job], model: HeadModel | None) -> None:
     """UserError with the remedy before the work begins, if the first meshes are of another size or topology."""
-    extents = []
+    extents: list[float] = []
     for job in jobs[: 4 * _PROBED]:
         try:
             path = files.meshes.find(job.name)

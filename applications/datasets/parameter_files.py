@@ -45,7 +45,7 @@ def _load_storage(data: bytes) -> Any:
 
 
 def read_parameters(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays of numbers by name; a nested dictionary gives 'outer.inner'.
+    """Arrays of numbers by name; a nested dictionary gives 'outer.inner', a single array without a name 'values'.
 
     UserError, one line, for a file that is missing, cut short, of another kind, or that wants code to run.
     """
@@ -53,10 +53,10 @@ def read_parameters(path: str | Path) -> dict[str, np.ndarray]:
     reader = _READERS.get(source.suffix.lower())
     if reader is None:
         raise UserError(f'{source}: unknown kind of file; expected one of {", ".join(SUFFIXES)}')
+    if not source.is_file():
+        raise UserError(f'{source}: no such file')
     try:
         content = reader(source)
-    except FileNotFoundError:
-        raise UserError(f'{source}: no such file') from None
     except NotImplementedError as error:  # scipy, of MATLAB 7.3 files
         raise UserError(f'{source}: a MATLAB 7.3 file, which is not read; {_REMEDY}') from error
     except Exception as error:  # a damaged file may fail anywhere in four libraries' readers
@@ -64,6 +64,8 @@ def read_parameters(path: str | Path) -> dict[str, np.ndarray]:
         refused = isinstance(error, pickle.UnpicklingError)
         what = 'refused, nothing of it was run' if refused else 'cannot be read'
         raise UserError(f'{source}: {what} ({cause[:160]}); {_REMEDY}') from error
+    if isinstance(content, np.ndarray | torch.Tensor):
+        content = {'values': content}
     if not isinstance(content, Mapping):
         raise UserError(f'{source}: holds a {type(content).__name__}, expected arrays by name; {_REMEDY}')
     return dict(_numbers(content, ''))

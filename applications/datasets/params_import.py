@@ -63,7 +63,7 @@ def _listed_names(path: str) -> list[str]:
 class ParamsFinisher:
     """Head parameters as they are."""
 
-    columns = ()
+    columns: tuple[str, ...] = ()
 
     def __call__(self, items: list[Loaded]) -> list[Finished]:
         """One Finished for each item."""

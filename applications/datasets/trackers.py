@@ -125,12 +125,12 @@ def _crop(content: dict[str, np.ndarray], side: int, *, path: Path) -> np.ndarra
 class TrackerFinisher:
     """Head parameters, and the image's label or the one that the tracker's camera amounts to."""
 
-    columns = ('camera', 'landmark_difference_px')
+    columns: tuple[str, ...] = ('camera', 'landmark_difference_px')
 
     def __init__(self, model: HeadModel, *, resolution: int, lids: Tensor | None = None) -> None:
+        """`lids` [E, 2] as from `lid_coefficients`."""
         self._model, self._resolution = model, resolution
-        # [E, 2]: expression coefficients nearest to each closed lid
-        self._lids = None if lids is None else _lid_coefficients(model, lids)
+        self._lids = lids
         self._closed = self._dropped = self._count = 0
         self._angles: list[float] = []
         self._pixels: list[float] = []
@@ -224,7 +224,7 @@ def read_lids(folder: str | Path, model: HeadModel) -> Tensor:
 
 
 @torch.no_grad()
-def _lid_coefficients(model: HeadModel, lids: Tensor) -> Tensor:
+def lid_coefficients(model: HeadModel, lids: Tensor) -> Tensor:
     """Expression coefficients [E, 2] whose displacement of the neutral head is nearest to each lid's [2, V, 3].
 
     Ridge regression: a coefficient of one standard deviation costs as much as 0.1 mm at one vertex.
