@@ -176,7 +176,7 @@ def import_tracker(
     source = open_source(images)
     if labels is None:
         jobs = [Job(name=name) for name in source.image_names()]
-        rejected: list[tuple[str, str]] = []
+        rejected = [(name, 'stands in the zip more than once') for name in source.duplicates]
         if not jobs:
             raise UserError(f'{images}: holds no images (.png, .jpg, .webp)')
     else:
