@@ -7,7 +7,7 @@ A dataset is a zip or a folder with
         names [M]                              utf-8 bytes
         head_model, head_model_hash            of the model that reads the parameters
         identity .. translation [M, width]     HeadParams, or instead of them
-        vertices [M, V, 3], landmarks [M, 68, 3]   a mesh in the head's frame (metres)
+        vertices [M, V, 3], landmarks [M, 68, 3]   a mesh in the head's frame (metres), float16
         identity_ids [M]                       optional: which images show one person
 """
 
