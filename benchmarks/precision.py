@@ -115,15 +115,21 @@ class Comparison:
     other: Curve
 
     @property
-    def noise(self) -> float:
-        """Standard error of the difference of the two means (Welch)."""
-        parts = [curve.spread**2 / curve.runs for curve in (self.baseline, self.other)]
-        return math.sqrt(sum(parts))
+    def margin(self) -> float:
+        """What 95 % of differences of equal means stay below, by Welch's t test: few runs make it wide."""
+        import scipy.stats
+
+        sets = (self.baseline, self.other)
+        parts = [curve.spread**2 / curve.runs for curve in sets]
+        if sum(parts) == 0:
+            return 0.0
+        freedom = sum(parts) ** 2 / sum(p**2 / (curve.runs - 1) for p, curve in zip(parts, sets, strict=True))
+        return float(scipy.stats.t.ppf(0.975, freedom)) * math.sqrt(sum(parts))
 
     @property
     def within_noise(self) -> bool:
-        """Whether the means differ by at most two standard errors."""
-        return abs(self.other.mean - self.baseline.mean) <= 2 * self.noise
+        """Whether the means differ by no more than the margin."""
+        return abs(self.other.mean - self.baseline.mean) <= self.margin
 
     def line(self) -> str:
         a, b = self.baseline, self.other
@@ -131,7 +137,7 @@ class Comparison:
         return (
             f'{a.name:<28} kimg {a.kimg:8.2f}  {a.mean:9.4f} +- {a.spread:.4f} ({a.runs} runs)  '
             f'{b.mean:9.4f} +- {b.spread:.4f} ({b.runs} runs)  difference {b.mean - a.mean:+.4f}, '
-            f'2 standard errors {2 * self.noise:.4f}: {verdict}'
+            f'margin {self.margin:.4f}: {verdict}'
         )
 
 
@@ -143,8 +149,8 @@ def curves(baseline: tuple[str, ...], other: tuple[str, ...], window: float) -> 
     """Losses and metrics of runs that differ in seed and precision alone, at equal kimg; exit status 1 if they differ.
 
     A run is the folder of train.py. Losses are averaged over the last part (--window) of what all runs have seen;
-    metrics are taken at the last position that all of them have. Two sets are within noise if their means differ by
-    at most two standard errors, from the spread over the runs of each set.
+    metrics are taken at the last position that all of them have. Two sets are within noise unless Welch's t test, with
+    the spread over the runs of each set, tells them apart at 95 %.
     """
     if min(len(baseline), len(other)) < 2:
         raise UserError('--baseline, --other: give each at least twice (other seeds); one run has no spread')

@@ -1,4 +1,5 @@
-"""The four training phases at batch 2: forward, backward and the optimizer's step; and an image's share of them."""
+"""The four training phases at batch 2: forward, backward and the optimizer's step; an image's share of them; and
+what recomputing costs and saves."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from benchmarks.timing import WARM_UP_RUNS, Measurement, now, peak_bytes, start_
 from torch_utils.rng import stream
 from training.loss import GanLoss, Latents, Schedule
 
-ROWS = (*PHASE_WEIGHTS, 'image')
+RECOMPUTED = 'recomputed Gmain'  # with --grad-checkpoint; first, since memory that later rows leave resident counts
+ROWS = (RECOMPUTED, *PHASE_WEIGHTS, 'image')
 
 
 def phase_losses(subject: Subject) -> dict[str, Callable[[], Tensor]]:
@@ -22,8 +24,13 @@ def phase_losses(subject: Subject) -> dict[str, Callable[[], Tensor]]:
     latents, conditions, images = Latents(z=subject.z), subject.conditions, subject.images
     schedule = Schedule(blur_sigma=0.0, swap_probability=0.5)
     rng = stream(0, 'benchmark', 'pixels', device=subject.device)
+
+    def generator_main() -> Tensor:
+        return loss.generator_main(latents, conditions, schedule=schedule, rng=rng).loss
+
     return {
-        'Gmain': lambda: loss.generator_main(latents, conditions, schedule=schedule, rng=rng).loss,
+        RECOMPUTED: generator_main,
+        'Gmain': generator_main,
         'Greg': lambda: loss.generator_density(latents, conditions, rng=rng).loss,
         'Dmain': lambda: (
             loss.discriminator_main(
@@ -43,15 +50,16 @@ def measure(subject: Subject, *, precision: str, runs: int, names: frozenset[str
     taken: dict[str, tuple[float, ...]] = {}
     peaks: list[int] = []
     for phase, loss in phase_losses(subject).items():
-        if not whole and phase not in names:
+        if phase not in names and not (whole and phase in PHASE_WEIGHTS):
             continue
-        player = phase[0]
+        player = 'D' if phase.startswith('D') else 'G'
+        subject.generator.checkpoint = phase == RECOMPUTED
         for key, network in networks.items():
             network.requires_grad_(key == player)
         start_peak(device)
         taken[phase] = _run_phase(loss, optimizers[player], precision=precision, runs=runs, device=device)
         peak = peak_bytes(device)
-        peaks += [] if peak is None else [peak]
+        peaks += [] if peak is None or phase == RECOMPUTED else [peak]
         if phase in names:
             yield Measurement(group='training', name=phase, precision=precision, seconds=taken[phase], peak_bytes=peak)
     if whole:

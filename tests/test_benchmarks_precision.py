@@ -67,15 +67,15 @@ def test_image_options() -> None:
 
 
 def test_comparison_by_hand(tmp_path: Path) -> None:
-    """Means 1 and 1.3 with standard deviations 0.1414 over two runs each: standard error 0.1414."""
+    """Means 1 and 1.8, standard deviations 0.1414 over two runs each: standard error 0.1414, 2 degrees of freedom."""
     baseline = [write_run(tmp_path / f'a{i}', g=value, d=2.0, metric=5.0 + i) for i, value in enumerate((0.9, 1.1))]
-    other = [write_run(tmp_path / f'b{i}', g=value, d=2.5, metric=5.5) for i, value in enumerate((1.2, 1.4))]
+    other = [write_run(tmp_path / f'b{i}', g=value, d=2.5, metric=5.5) for i, value in enumerate((1.7, 1.9))]
     g, d, metric = precision.compare_runs(baseline, other, window=0.25)
     assert (g.baseline.name, g.baseline.kimg) == ('Loss/G/loss', 8.0)
-    assert (g.baseline.mean, g.other.mean) == (pytest.approx(1.0), pytest.approx(1.3))
+    assert (g.baseline.mean, g.other.mean) == (pytest.approx(1.0), pytest.approx(1.8))
     assert [g.baseline.spread, g.other.spread] == pytest.approx([0.02**0.5] * 2)
-    assert g.noise == pytest.approx(0.02**0.5)
-    assert not g.within_noise  # 0.3 > 2 x 0.1414
+    assert g.margin == pytest.approx(4.30265 * 0.02**0.5, rel=1e-5)  # of Student's t table
+    assert not g.within_noise  # 0.8 > 0.61
     assert not d.within_noise  # no spread at all, another mean
     assert (metric.baseline.name, metric.baseline.kimg, metric.within_noise) == ('fd', 8.0, True)
     arguments = [f'--baseline={run}' for run in baseline] + [f'--other={run}' for run in other]

@@ -69,9 +69,9 @@ def test_reads_back_what_was_written(tmp_path: Path, name: str, heads: str) -> N
     assert dataset.identities.tolist() == [0, 0, 1, 1, 2, 2]
     want = MODEL.forward(params[[4, 1, 4]])
     assert batch.head is not None
-    tolerance = 1e-6 if heads == 'params' else 7e-5  # vertices are stored as float16
+    tolerance = 1e-6 if heads == 'params' else 7e-5  # meshes are stored as float16
     torch.testing.assert_close(batch.head.vertices, want.vertices, rtol=0, atol=tolerance)
-    torch.testing.assert_close(batch.head.landmarks, want.landmarks, rtol=0, atol=1e-6)
+    torch.testing.assert_close(batch.head.landmarks, want.landmarks, rtol=0, atol=tolerance)
     assert (batch.params is None) == (heads == 'mesh')
 
 

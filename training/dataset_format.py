@@ -7,7 +7,7 @@ A dataset is a zip or a folder with
         names [M]                              utf-8 bytes
         head_model, head_model_hash            of the model that reads the parameters
         identity .. translation [M, width]     HeadParams, or instead of them
-        vertices [M, V, 3], landmarks [M, 68, 3]   a mesh in the head's frame (metres)
+        vertices [M, V, 3], landmarks [M, 68, 3]   a mesh in the head's frame (metres), float16
         identity_ids [M]                       optional: which images show one person
         clip_ids [M], frame_numbers [M]        optional, both or none: which images are frames of one clip
 """
@@ -133,7 +133,7 @@ def read_labels(source: Source) -> LabelTable:
     values = array('f')
     problems: list[tuple[str, str]] = []
     try:
-        for entry in _label_entries(source.read(LABEL_FILE).decode('utf-8-sig')):
+        for entry in label_entries(source.read(LABEL_FILE).decode('utf-8-sig')):
             name, problem = _append_entry(entry, values)
             if problem:
                 problems.append((name, problem))
@@ -172,7 +172,7 @@ def _append_entry(entry: Any, values: array) -> tuple[str, str]:
     return name, ''
 
 
-def _label_entries(text: str) -> Iterator[Any]:
+def label_entries(text: str) -> Iterator[Any]:
     """Entries of {"labels": [...]}, decoded one at a time where the key comes first, as EG3D writes it."""
     start = re.match(r'\s*\{\s*"labels"\s*:\s*\[\s*', text)
     if start is None:

@@ -154,7 +154,7 @@ class DatasetWriter:
             self._meshes.flush()
             shape = (len(rows), layout[3], 3)
             arrays['vertices'] = np.memmap(self._meshes, dtype=np.float16, mode='r', shape=shape)  # type: ignore[call-overload]
-            arrays['landmarks'] = rows.reshape(len(rows), -1, 3)
+            arrays['landmarks'] = rows.reshape(len(rows), -1, 3).astype(np.float16)  # as the vertices
         if layout[1]:
             arrays['identity_ids'] = np.array(self._identities, dtype=np.int64)
         if layout[2]:

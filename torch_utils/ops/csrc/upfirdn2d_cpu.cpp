@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "half_bits.h"
@@ -205,9 +206,12 @@ void upfirdn2d_cpu(const T* x, const typename Accumulator<T>::type* taps, bool c
   const int64_t grain = std::max<int64_t>(1, 32768 / out_row);
   at::parallel_for(0, planes * rows.out, grain, [&](int64_t begin, int64_t end) {
     RowFilter<T, A> work(columns, inner);
-    std::vector<A> sum(out_row);
+    std::vector<A> sum(std::is_same_v<T, A> ? 0 : out_row);
     for (int64_t index = begin; index < end; ++index) {
       const T* plane = x + index / rows.out * rows.in * in_row;
+      T* out = y + index * out_row;
+      A* result = sum.data();
+      if constexpr (std::is_same_v<T, A>) result = out;
       int tap, input;
       first_tap(rows, static_cast<int>(index % rows.out), &tap, &input);
       bool any = false;
@@ -217,17 +221,18 @@ void upfirdn2d_cpu(const T* x, const typename Accumulator<T>::type* taps, bool c
           work.load(plane + input * in_row, separated.rows[tap], any);
         } else {
           work.load(plane + input * in_row, A(1), false);
-          work.filter(filter.data() + int64_t(tap) * columns.taps, any, sum.data());
+          work.filter(filter.data() + int64_t(tap) * columns.taps, any, result);
         }
         any = true;
       }
       if (!any) {
-        std::fill(sum.begin(), sum.end(), A(0));
+        std::fill(result, result + out_row, A(0));
       } else if (separated.exact) {
-        work.filter(separated.columns.data(), false, sum.data());
+        work.filter(separated.columns.data(), false, result);
       }
-      T* out = y + index * out_row;
-      for (int64_t i = 0; i < out_row; ++i) out[i] = narrowed<T>(sum[i]);
+      if constexpr (!std::is_same_v<T, A>) {
+        for (int64_t i = 0; i < out_row; ++i) out[i] = narrowed<T>(sum[i]);
+      }
     }
   });
 }
