@@ -217,7 +217,7 @@ def _spread(
 def _weight_gradient(small: torch.Tensor, large: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
     """The one place that chooses how weight gradients are computed.
 
-    Ours in fp32 where its panels fill vector registers of 512 bits; torch's otherwise.
+    Ours in fp32 where it has a kernel for the processor; torch's otherwise.
     """
     if not _multiplies(small.dtype, small.device):
         return _weight_gradient(small.float(), large.float(), kernel, stride, padding).to(small.dtype)
@@ -230,10 +230,17 @@ def _weight_gradient(small: torch.Tensor, large: torch.Tensor, kernel: int, stri
 
 
 def _ours_is_faster(small: torch.Tensor, large: torch.Tensor, kernel: int, stride: int) -> bool:
-    """As measured by benchmarks/run.py: packing pays for 3x3 kernels with enough channels, or with a stride."""
-    if kernel == 1 or (stride == 1 and min(small.shape[1], large.shape[1]) < 96):
+    """As measured: packing pays for 3x3 kernels with enough channels (with AVX2, nearly any), or with a stride."""
+    if kernel == 1 or small.device.type != 'cpu' or small.dtype != torch.float32:
         return False
-    if small.device.type != 'cpu' or small.dtype != torch.float32 or 'avx512f' not in library.processor_flags().split():
+    flags = set(library.processor_flags().split())
+    if 'avx512f' in flags:
+        enough = 96
+    elif {'avx2', 'fma'} <= flags:
+        enough = 16
+    else:
+        return False
+    if stride == 1 and min(small.shape[1], large.shape[1]) < enough:
         return False
     return library.use_native(small.device)
 

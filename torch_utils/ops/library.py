@@ -37,6 +37,9 @@ from torch_utils.ops import build_help, memory
 MODES = ('auto', 'native', 'reference')
 SOURCE_DIR = Path(__file__).parent / 'csrc'
 LOCK_TIMEOUT_SECONDS = 900.0
+# No contraction: the same operations in the same order everywhere, so that the ops equal their twins exactly. Nobody
+# reads floating-point exception flags; gcc needs to know that before it vectorizes choices with AVX2.
+_FLAGS = ('-O3', '-ffp-contract=off', '-fno-trapping-math', '-fno-math-errno')
 
 _definitions = torch.library.Library('next3d', 'DEF')
 _builds: dict[str, Build] = {}
@@ -178,15 +181,7 @@ def recipe(device_type: str) -> Recipe:
         headers=tuple(sorted(SOURCE_DIR.glob('*.h'))),
         compiler=compiler,
         compiler_version=run_tool(compiler, '--version').splitlines()[0],
-        # The same operations in the same order everywhere: no contraction, so that the ops equal their twins exactly.
-        # Nobody reads floating-point exception flags; gcc needs to know that before it vectorizes choices with AVX2.
-        flags=(
-            '-O3',
-            '-ffp-contract=off',
-            '-fno-trapping-math',
-            '-fno-math-errno',
-            *(('-march=native', '-fopenmp') if sys.platform == 'linux' else ()),
-        ),
+        flags=(*_FLAGS, *(('-march=native', '-fopenmp') if sys.platform == 'linux' else ())),
         cuda_flags=('-O3', '-fmad=false') if device_type == 'cuda' else (),
         nvcc_version=_nvcc_version() if device_type == 'cuda' else '',
     )

@@ -17,7 +17,7 @@
 
 #include "kernels_cpu.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>
 #endif
 
@@ -88,18 +88,51 @@ void multiply_avx512(const float* a, const float* b, int64_t pixels, float* out)
     for (int v = 0; v < V; ++v, out += 16) _mm512_store_ps(out, _mm512_add_ps(_mm512_load_ps(out), sum[r][v]));
   }
 }
+#define NEXT3D_MULTIPLY multiply_avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+// Four rows and two registers of columns at a time: what 16 registers hold.
+template <int V>
+void multiply_avx2(const float* a, const float* b, int64_t pixels, float* out) {
+  for (int block = 0; block < 2 * V; ++block) {
+    const int row = block % 2 * 4, column = block / 2 * 16;
+    __m256 sum[4][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
+    const float *left = a + row, *right = b + column;
+    for (int64_t p = 0; p < pixels; ++p, left += kRows, right += 16 * V) {
+      const __m256 low = _mm256_load_ps(right), high = _mm256_load_ps(right + 8);
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const __m256 value = _mm256_broadcast_ss(left + r);
+        sum[r][0] = _mm256_fmadd_ps(value, low, sum[r][0]);
+        sum[r][1] = _mm256_fmadd_ps(value, high, sum[r][1]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      float* at = out + (row + r) * 16 * V + column;
+      _mm256_store_ps(at, _mm256_add_ps(_mm256_load_ps(at), sum[r][0]));
+      _mm256_store_ps(at + 8, _mm256_add_ps(_mm256_load_ps(at + 8), sum[r][1]));
+    }
+  }
+}
+#define NEXT3D_MULTIPLY multiply_avx2
+#endif
+
+#if defined(NEXT3D_MULTIPLY)
 template <>
 void multiply<float, 1>(const float* a, const float* b, int64_t pixels, float* out) {
-  multiply_avx512<1>(a, b, pixels, out);
+  NEXT3D_MULTIPLY<1>(a, b, pixels, out);
 }
 template <>
 void multiply<float, 2>(const float* a, const float* b, int64_t pixels, float* out) {
-  multiply_avx512<2>(a, b, pixels, out);
+  NEXT3D_MULTIPLY<2>(a, b, pixels, out);
 }
 template <>
 void multiply<float, 3>(const float* a, const float* b, int64_t pixels, float* out) {
-  multiply_avx512<3>(a, b, pixels, out);
+  NEXT3D_MULTIPLY<3>(a, b, pixels, out);
 }
+#undef NEXT3D_MULTIPLY
 #endif
 
 template <typename T>
