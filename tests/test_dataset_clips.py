@@ -94,8 +94,8 @@ def _indices(plan: BatchPlan, rank: int, start: int) -> MicroBatchIndices:
 
 @pytest.mark.parametrize('ranks', [1, 2, 3])
 def test_ranks_share_out_the_same_groups(ranks: int) -> None:
-    alone = list(itertools.islice(_indices(BatchPlan(batch=12, batch_gpu=4), 0, 24), 18))
-    plan = BatchPlan(batch=12, batch_gpu=4, ranks=ranks)
+    alone = list(itertools.islice(_indices(BatchPlan(batch=24, batch_gpu=4), 0, 24), 18))
+    plan = BatchPlan(batch=24, batch_gpu=4, ranks=ranks)
     shares = [list(itertools.islice(_indices(plan, rank, 24), 18 // ranks)) for rank in range(ranks)]
     assert [shares[i % ranks][i // ranks] for i in range(18)] == alone
     for micro in alone:

@@ -132,7 +132,7 @@ def test_split_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_stats_measure_and_draw(tmp_path: Path) -> None:
-    model = load_head_model('makehuman')
+    model = embedded_head()
     weights = torch.zeros(2, len(model.expression_names))
     weights[1, model.expression_names.index('eyeBlinkLeft')] = 0.8
     params = model.from_weights(weights)

@@ -134,7 +134,7 @@ def test_rejects_what_does_not_fit(tmp_path: Path) -> None:
     with DatasetWriter(tmp_path / 'a.zip', resolution=16) as writer:
         writer.add(IMAGE, label=LABEL, head=params[[0]], identity_id=3)
         for image, label, head, identity, expected in (
-            (png(8, 8), LABEL, params[[0]], 3, r'PNG of 16 x 16 pixels, got \(8, 8\)'),
+            (png(8, 8), LABEL, params[[0]], 3, r'expected 16 x 16 pixels, got \(8, 8\)'),
             (b'GIF', LABEL, params[[0]], 3, 'no PNG'),
             (IMAGE.astype(np.float32), LABEL, params[[0]], 3, 'expected uint8'),
             (IMAGE, LABEL[:16], params[[0]], 3, 'expected 25 finite numbers'),

@@ -93,6 +93,7 @@ class ConditionSource:
     @cached_property
     def _clip_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Items sorted by clip, where each clip starts in that order, its length, and the clip of each item."""
+        assert self.clips is not None
         _, clip_of, lengths = np.unique(self.clips, return_inverse=True, return_counts=True)
         return np.argsort(clip_of, kind='stable'), np.cumsum(lengths) - lengths, lengths, clip_of
 

@@ -162,12 +162,12 @@ def _number_apart(selections: list[Selection], field: str) -> list[Selection]:
         if field == 'clips':
             values = np.stack([np.arange(count), np.zeros(count, np.int64)], axis=1) if values is None else values
             _, ids = np.unique(values[:, 0], return_inverse=True)
-            renamed = np.stack([ids + start, values[:, 1]], axis=1)
+            numbered = dataclasses.replace(selection, clips=np.stack([ids + start, values[:, 1]], axis=1))
         else:
             ids = np.arange(count) if values is None else np.unique(values, return_inverse=True)[1]
-            renamed = ids + start
+            numbered = dataclasses.replace(selection, identities=ids + start)
         start += int(ids.max()) + 1
-        result.append(dataclasses.replace(selection, **{field: renamed}))
+        result.append(numbered)
     return result
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from dnnlib import UserError
 from dnnlib.files import atomic_write
-from training.dataset_format import decode_image, encode_png, image_mode, png_size
+from training.dataset_format import decode_image, encode_png, image_header, image_mode
 from training.dataset_source import Source
 from training.dataset_writer import DatasetWriter
 from training.head.model import HeadInput, HeadParams
@@ -149,7 +149,7 @@ def prepare_image(data: bytes, *, name: str, resolution: int, resize: bool) -> t
             raise UserError(f'{name}: another size ({width} x {height} pixels; --resize resamples)')
         size = (resolution, resolution)
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-    elif png_size(data) is not None and image_mode(data) == 'RGB':
+    elif image_header(data)[0] == '.png' and image_mode(data) == 'RGB':
         return data, width
     return encode_png(pixels), width
 
