@@ -234,7 +234,7 @@ def test_recrop_centres_the_pivot_at_the_usual_distance(model: HeadModel) -> Non
     params, label = random_heads(model, 3, seed=6)
     hidden = [Crop(300.0, 250.0, 220.0), Crop(150.0, 200.0, 90.0), Crop(400.0, 380.0, 500.0)]
     faces = [face_in_photo(model, params[[i]], label[[i]], crop=crop) for i, crop in enumerate(hidden)]
-    crops, fit = fit_and_crop(model, faces)
+    crops, fit = fit_and_crop(model, faces, framing='pivot')
     at, _ = cameras.project(torch.tensor(cameras.PIVOT).expand(3, 1, 3), fit.label)
     assert (at - 0.5).abs().max() * SIDE < 2.0
     distance = (cameras.unpack_label(fit.label)[0][:, :3, 3] - torch.tensor(cameras.PIVOT)).norm(dim=1)
