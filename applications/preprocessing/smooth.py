@@ -1,8 +1,8 @@
 """Smoothing of fitted parameters over time: noise goes, blinks, words and saccades stay.
 
-A penalized least-squares smoother on the second difference, with a penalty that lets go where a signal
-really bends: a second difference far beyond the noise is motion, and costs little more however large it
-is. The noise is estimated from the signal itself. Rotations are smoothed on SO(3) (averages of matrices,
+A penalized least-squares smoother on the second difference, with a penalty that lets go where
+smoothing would take away motion: what it removes is noise if it alternates, and motion if neighbouring frames lose
+the same. The noise is estimated from the signal itself. Rotations are smoothed on SO(3) (averages of matrices,
 projected), so nothing depends on axes or wraps around. Units: frames in time, any in value.
 """
 
@@ -15,8 +15,8 @@ from scipy.linalg import solveh_banded
 from training.head.model import HeadModel, HeadParams
 
 _STIFFNESS = 4.0  # weight of a squared second difference where nothing moves: half the power at periods of 9 frames
-_THRESHOLD = 3.0  # second differences beyond this many standard deviations of the noise's own are motion
-_ROUNDS = 6
+_THRESHOLD = 2.5  # a loss beyond this many standard deviations of the noise's own is motion
+_REACH = 2  # frames around it that are spared as well
 # Upper and lower lid points of the left and the right eye.
 _LIDS = [[(43, 47), (44, 46)], [(37, 41), (38, 40)]]
 
@@ -80,23 +80,26 @@ def jitter(values: np.ndarray) -> float:
 
 def _smooth_group(values: np.ndarray, *, stiffness: float) -> np.ndarray:
     """One vector signal [T, C] with common weights."""
-    scale = _bend(np.diff(values, n=2, axis=0))
-    noise = np.median(scale) / np.sqrt(_median_square(values.shape[1]))  # of one column's second difference
+    columns = values.shape[1]
+    second = np.median(np.linalg.norm(np.diff(values, n=2, axis=0), axis=1))
+    noise = second / np.sqrt(6 * _median_square(columns))  # of one column; a second difference has 6 times the variance
     if noise <= 1e-12:
         return values
-    limit = _THRESHOLD * noise * np.sqrt(values.shape[1])
-    result, weight = values, np.ones(len(scale))
-    for _ in range(_ROUNDS):
-        # Motion is looked for in the given signal, a little less in the smoothed one, which may have lost it.
-        bend = np.maximum(_bend(np.diff(values, n=2, axis=0)), 2 * _bend(np.diff(result, n=2, axis=0)))
-        weight = 1 / (1 + (bend / limit) ** 4)
-        weight = np.minimum(weight, np.minimum(np.append(weight[1:], 1), np.append(1, weight[:-1])))
-        result = _solve(values, stiffness * weight)
-    return result
+    lost = values - _solve(values, np.full(len(values) - 2, stiffness))
+    # Noise alternates in what the smoother takes away; motion does not, and stands out in a mean of three.
+    mean = (np.pad(lost, ((1, 1), (0, 0)), mode='edge')[[0, 1, 2] + np.arange(len(lost))[:, None]]).mean(axis=1)
+    limit = _THRESHOLD * noise * np.sqrt(columns) * _noise_in_mean(stiffness)
+    weight = 1 / (1 + (np.linalg.norm(mean, axis=1) / limit) ** 4)
+    around = np.pad(weight, _REACH, mode='edge')
+    weight = np.min([around[k : k + len(weight)] for k in range(2 * _REACH + 1)], axis=0)
+    return _solve(values, stiffness * weight[1:-1])
 
 
-def _bend(second: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(second, axis=1)
+def _noise_in_mean(stiffness: float) -> float:
+    """The standard deviation of a mean of three of what the smoother takes away from white noise of deviation 1."""
+    frequency = np.linspace(0, np.pi, 513)
+    penalty = stiffness * (2 - 2 * np.cos(frequency)) ** 2
+    return float(np.sqrt(np.mean((penalty / (1 + penalty) * (1 + 2 * np.cos(frequency)) / 3) ** 2)))
 
 
 def _median_square(columns: int) -> float:

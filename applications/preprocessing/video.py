@@ -7,7 +7,6 @@ dataset is complete, so that a run that was interrupted goes on. Frames left out
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
