@@ -134,6 +134,20 @@ class HeadDataset:
         ids = None if self._heads is None else self._heads.identity_ids
         return None if ids is None else torch.from_numpy(ids)
 
+    @property
+    def clips(self) -> tuple[Tensor, Tensor] | None:
+        """Clip and frame number of each of the M images, [M] int64 each; None for images without clips."""
+        if self._heads is None or self._heads.clip_ids is None or self._heads.frame_numbers is None:
+            return None
+        return torch.from_numpy(self._heads.clip_ids), torch.from_numpy(self._heads.frame_numbers)
+
+    def item_clips(self) -> np.ndarray | None:
+        """Clip of each item [len(self)] int64, counted from 0; mirrored clips are clips of their own."""
+        if self.clips is None:
+            return None
+        _, clips = np.unique(self.clips[0].numpy(), return_inverse=True)
+        return np.concatenate([clips, clips + clips.max() + 1]) if self.mirror else clips
+
     @cached_property
     def content_hash(self) -> str:
         """sha256 over all files' names, sizes and checksums: the key under which results are cached.

@@ -9,6 +9,7 @@ A dataset is a zip or a folder with
         identity .. translation [M, width]     HeadParams, or instead of them
         vertices [M, V, 3], landmarks [M, 68, 3]   a mesh in the head's frame (metres)
         identity_ids [M]                       optional: which images show one person
+        clip_ids [M], frame_numbers [M]        optional, both or none: which images are frames of one clip
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from training.head.model import FIXED_WIDTHS, NUM_LANDMARKS, PARAM_FIELDS
 LABEL_FILE = 'dataset.json'
 HEAD_FILE = 'head.npz'
 MESH_FIELDS = ('vertices', 'landmarks')
+NUMBER_FIELDS = ('identity_ids', 'clip_ids', 'frame_numbers')  # optional
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal content is an equal file
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
@@ -200,6 +202,8 @@ class HeadTable:
     head_model_hash: str
     arrays: dict[str, np.ndarray]  # PARAM_FIELDS or MESH_FIELDS
     identity_ids: np.ndarray | None
+    clip_ids: np.ndarray | None = None
+    frame_numbers: np.ndarray | None = None
 
     @property
     def kind(self) -> str:
@@ -216,7 +220,10 @@ def read_heads(source: Source) -> HeadTable | None:
     if missing:
         raise UserError(f'{source.path}: {HEAD_FILE} lacks {", ".join(missing)}; make the dataset again')
     count = len(arrays['names'])
-    for name in (*fields, *(['identity_ids'] if 'identity_ids' in arrays else [])):
+    numbers = [name for name in NUMBER_FIELDS if name in arrays]
+    if ('clip_ids' in numbers) != ('frame_numbers' in numbers):
+        raise UserError(f'{source.path}: {HEAD_FILE} holds one of clip_ids and frame_numbers; make the dataset again')
+    for name in (*fields, *numbers):
         want = _expected_shape(name, count)
         shape = arrays[name].shape
         if len(shape) != len(want) or any(w is not None and w != s for w, s in zip(want, shape, strict=True)):
@@ -227,7 +234,7 @@ def read_heads(source: Source) -> HeadTable | None:
         head_model=str(arrays['head_model']),
         head_model_hash=str(arrays['head_model_hash']),
         arrays={name: arrays[name] for name in fields},
-        identity_ids=np.array(arrays['identity_ids'], dtype=np.int64) if 'identity_ids' in arrays else None,
+        **{name: np.array(arrays[name], dtype=np.int64) if name in numbers else None for name in NUMBER_FIELDS},
     )
 
 
@@ -235,7 +242,7 @@ def _expected_shape(name: str, count: int) -> list[int | None]:
     special: dict[str, list[int | None]] = {
         'vertices': [count, None, 3],
         'landmarks': [count, NUM_LANDMARKS, 3],
-        'identity_ids': [count],
+        **{number: [count] for number in NUMBER_FIELDS},
     }
     return special.get(name, [count, FIXED_WIDTHS.get(name)])
 

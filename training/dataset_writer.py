@@ -57,6 +57,7 @@ class DatasetWriter:
         self._labels: list[str] = []
         self._rows: list[np.ndarray] = []  # params: all fields of a row side by side; mesh: landmarks
         self._identities: list[int] = []
+        self._clips: list[tuple[int, int]] = []  # clip, frame number
         self._layout: tuple | None = None
         self._meshes: IO[bytes] | None = None
         _refuse_to_replace(self.path, overwrite=overwrite)
@@ -75,8 +76,9 @@ class DatasetWriter:
         label: np.ndarray | Tensor,  # [25]
         head: HeadParams | HeadInput | None = None,  # one row; the same kind for all images
         identity_id: int | None = None,  # for all images or none
+        clip: tuple[int, int] | None = None,  # clip and frame number, for all images or none; needs a head
     ) -> str:
-        """Append one image and return its name. ValueError for a wrong size, label or kind of head."""
+        """Append one image and return its name. ValueError for a wrong size, label, clip or kind of head."""
         data = image if isinstance(image, bytes) else encode_png(image)
         if png_size(data) != (self.resolution, self.resolution):
             got = png_size(data) or 'bytes that are no PNG'
@@ -86,7 +88,7 @@ class DatasetWriter:
             raise ValueError(f'label: expected {LABEL_DIM} finite numbers, got {values.tolist()}')
         index = len(self._names)
         name = f'{index // IMAGES_PER_FOLDER:05d}/img{index:08d}.png'
-        self._add_head(head, identity_id)
+        self._add_head(head, identity_id, clip)
         try:
             self._sink.write(name, data)
         except OSError as error:
@@ -95,10 +97,14 @@ class DatasetWriter:
         self._labels.append(label_text(name, values))
         return name
 
-    def _add_head(self, head: HeadParams | HeadInput | None, identity_id: int | None) -> None:
+    def _add_head(
+        self, head: HeadParams | HeadInput | None, identity_id: int | None, clip: tuple[int, int] | None
+    ) -> None:
         if head is not None and len(head) != 1:
             raise ValueError(f'head: expected one row, got {len(head)}')
-        layout: tuple = (type(head), identity_id is not None)
+        if clip is not None and (head is None or len(clip) != 2):
+            raise ValueError(f'clip: expected (clip, frame number) of an image with a head, got {clip}')
+        layout: tuple = (type(head), identity_id is not None, clip is not None)
         if isinstance(head, HeadParams):
             layout += tuple(int(getattr(head, name).shape[1]) for name in PARAM_FIELDS)
             row = np.concatenate([_row(getattr(head, name)) for name in PARAM_FIELDS])
@@ -108,7 +114,7 @@ class DatasetWriter:
         else:
             row = np.zeros(0, dtype=np.float32)
         if layout != (self._layout or layout):
-            raise ValueError('head: expected the same kind, widths and identity_id as of the images before')
+            raise ValueError('head: expected the same kind, widths, identity_id and clip as of the images before')
         if not np.isfinite(row).all():
             raise ValueError('head: holds numbers that are not finite')
         self._layout = layout
@@ -117,6 +123,8 @@ class DatasetWriter:
         self._rows.append(row)
         if identity_id is not None:
             self._identities.append(identity_id)
+        if clip is not None:
+            self._clips.append((int(clip[0]), int(clip[1])))
 
     def _add_vertices(self, vertices: Tensor) -> None:
         """float16: rounds by at most 0.06 mm within 25 cm of the origin, and halves the largest array."""
@@ -128,7 +136,7 @@ class DatasetWriter:
             raise explain_os_error(error, self.path) from error
 
     def _head_arrays(self) -> dict[str, np.ndarray]:
-        layout = self._layout or (type(None), False)
+        layout = self._layout or (type(None), False, False)
         arrays: dict[str, np.ndarray] = {
             'names': np.array([name.encode() for name in self._names]),
             'head_model': np.array(self._head_model[0]),
@@ -136,15 +144,17 @@ class DatasetWriter:
         }
         rows = np.stack(self._rows)
         if layout[0] is HeadParams:
-            ends = np.cumsum(layout[2:])
+            ends = np.cumsum(layout[3:])
             arrays |= dict(zip(PARAM_FIELDS, np.split(rows, ends[:-1], axis=1), strict=True))
         elif self._meshes is not None:
             self._meshes.flush()
-            shape = (len(rows), layout[2], 3)
+            shape = (len(rows), layout[3], 3)
             arrays['vertices'] = np.memmap(self._meshes, dtype=np.float16, mode='r', shape=shape)  # type: ignore[call-overload]
             arrays['landmarks'] = rows.reshape(len(rows), -1, 3)
         if layout[1]:
             arrays['identity_ids'] = np.array(self._identities, dtype=np.int64)
+        if layout[2]:
+            arrays['clip_ids'], arrays['frame_numbers'] = np.array(self._clips, dtype=np.int64).T.copy()
         return arrays
 
     def close(self) -> None:
