@@ -151,7 +151,7 @@ class WorkFolder:
                 'or pass --restart to begin anew'
             )
 
-    def load(self, key: str) -> Any | None:
+    def load(self, key: str) -> Any:
         """A finished result, None if there is none."""
         try:
             with open(self._file(key), 'rb') as handle:

@@ -35,21 +35,25 @@ class Written:
 
 @contextlib.contextmanager
 def open_detector(detector: FaceDetector | None, landmarker: str | os.PathLike[str] | None) -> Iterator[FaceDetector]:
+    """The given detector, or MediaPipe's."""
     with contextlib.ExitStack() as stack:
         yield stack.enter_context(MediaPipeDetector(landmarker)) if detector is None else detector
 
 
 @contextlib.contextmanager
 def open_model(model: HeadModel, offsets: Tensor | None, framing: str) -> Iterator[FitContext]:
+    """Context of the fits."""
     yield model, offsets, framing
 
 
 @contextlib.contextmanager
 def open_artist(model: HeadModel, resolution: int) -> Iterator[tuple[OverlayArtist, int]]:
+    """Context of `crop`: who draws overlays, and the resolution."""
     yield OverlayArtist(model), resolution
 
 
 def detect(detector: FaceDetector, frame: Frame) -> Seen:
+    """The faces of a frame, with what tracking needs."""
     if frame.image is None:
         blank = np.zeros((THUMBNAIL, THUMBNAIL), dtype=np.float32)
         return Seen(number=frame.number, name=frame.name, size=(0, 0), faces=(), thumbnail=blank, problem=frame.problem)
@@ -59,16 +63,19 @@ def detect(detector: FaceDetector, frame: Frame) -> Seen:
 
 
 def fit_identity(context: FitContext, faces: list[Face]) -> Tensor:
+    """A person's identity [1, num_identity]."""
     model, offsets, framing = context
     return sequence.fit_identity(model, faces, offsets=offsets, framing=framing)
 
 
 def fit_block(context: FitContext, item: tuple[tuple[Face, ...], Tensor]) -> Fitted:
+    """Consecutive faces of a person with its identity."""
     model, offsets, framing = context
     return sequence.fit_block(model, item[0], item[1], offsets=offsets, framing=framing)
 
 
 def crop(context: tuple[OverlayArtist, int], item: tuple[np.ndarray, Written, bool]) -> tuple[bytes, bytes | None]:
+    """Frame, its fit, whether it is shown -> PNG of the crop, JPEG of the overlay."""
     artist, resolution = context
     image, written, shown = item
     fitted, crop = written.fitted, written.fitted.crops[0]

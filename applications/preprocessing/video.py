@@ -36,8 +36,10 @@ from training.head import load_head_model
 from training.head.model import HeadModel
 
 _OVERLAYS = 60  # pictures of the report, spread over the video
-_FITS = ('image', 'clip', 'frame', 'source', 'column', 'row', 'side', 'error_pixels', 'error_percent')
-_FITS += ('yaw', 'pitch', 'roll', 'faces')
+_FITS = (
+    *('image', 'clip', 'frame', 'source', 'column', 'row', 'side', 'error_pixels', 'error_percent'),
+    *('yaw', 'pitch', 'roll', 'faces'),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
