@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,25 +135,10 @@ def convert(
     head_name = {'head_model': model.name, 'head_model_hash': model.content_hash}
     DatasetWriter(out, resolution=resolution, **head_name, overwrite=overwrite).discard()  # refuses before the work
     work = WorkFolder(f'{base}-work', options, restart=restart)
-    keys = [f'{name}\n{file_key(root / name)}' for name in names]
-    todo = [(name, key) for name, key in zip(names, keys, strict=True) if not work.has(key)]
-    if len(todo) < len(names):
-        log(f'{work.path}: continuing, {len(names) - len(todo)} of {len(names)} photographs are done')
     arguments = (root, model, detector, landmarker, resolution, limits, framing, faces)
-    results = ordered_map(
-        _convert_one,
-        [name for name, _ in todo],
-        workers=workers if todo else 0,
-        make_context=_make_worker,
-        arguments=arguments,
-    )
-    if todo:
-        with tqdm(total=len(names), initial=len(names) - len(todo), unit='photo', desc='from-photos') as bar:
-            for (_, key), done in zip(todo, results, strict=True):
-                work.save(key, done)
-                bar.update()
+    done, resumed = _convert_all(root, names, work=work, workers=workers, arguments=arguments, log=log)
     gathered = _assemble(
-        [work.load(key) for key in keys],
+        done,
         DatasetWriter(out, resolution=resolution, **head_name, overwrite=overwrite),
         report,
         remove=work.remove,
@@ -161,11 +147,36 @@ def convert(
     result = dataclasses.replace(
         gathered,
         seconds=time.perf_counter() - started,
-        resumed=len(names) - len(todo),
+        resumed=resumed,
     )
     for line in describe(result, out=out, resolution=resolution):
         log(line)
     return result
+
+
+def _convert_all(
+    root: Path,
+    names: list[str],
+    *,
+    work: WorkFolder,
+    workers: int,
+    arguments: tuple[Any, ...],
+    log: Callable[[str], None],
+) -> tuple[list[_Done], int]:
+    """What came of each photograph, and how many were done before."""
+    keys = [f'{name}\n{file_key(root / name)}' for name in names]
+    todo = [(name, key) for name, key in zip(names, keys, strict=True) if not work.has(key)]
+    before = len(names) - len(todo)
+    if before:
+        log(f'{work.path}: continuing, {before} of {len(names)} photographs are done')
+    if todo:
+        remaining = [name for name, _ in todo]
+        results = ordered_map(_convert_one, remaining, workers=workers, make_context=_make_worker, arguments=arguments)
+        with tqdm(total=len(names), initial=before, unit='photo', desc='from-photos') as bar:
+            for (_, key), done in zip(todo, results, strict=True):
+                work.save(key, done)
+                bar.update()
+    return [work.load(key) for key in keys], before
 
 
 def find_photos(source: str | os.PathLike[str]) -> tuple[Path, list[str]]:
