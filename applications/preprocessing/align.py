@@ -64,9 +64,9 @@ def load_photo(path: str | os.PathLike[str]) -> np.ndarray:
     Transparency is laid over white; 16-bit and float greyscale are scaled to 8 bits.
     Raises UserError with the reason for a file that is not a whole picture.
     """
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise UserError(f'{path}: empty file (0 bytes)')
     try:
-        if os.path.getsize(path) == 0:
-            raise UserError(f'{path}: empty file (0 bytes)')
         with Image.open(path) as picture:
             picture.load()
             upright = ImageOps.exif_transpose(picture)
