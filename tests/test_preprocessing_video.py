@@ -93,9 +93,9 @@ def lid_gap(model: HeadModel, params: HeadParams) -> np.ndarray:
     return (points[:, [37, 38, 43, 44]] - points[:, [41, 40, 47, 46]]).norm(dim=-1).mean(dim=1).numpy()
 
 
+@pytest.mark.slow
 def test_smoothing_halves_the_jitter_and_keeps_the_blinks(model: HeadModel) -> None:
     """200 frames with one pixel of noise: the requirement of the issue, for every kind of parameter."""
-    torch.set_num_threads(2)
     count = 200
     params, label = driven(model, count)
     faces = noisy_faces(model, params, label, pixels=1.0)
@@ -249,6 +249,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+@pytest.mark.slow
 def test_frames_become_clips_whatever_the_workers(tmp_path: Path, model: HeadModel) -> None:
     detector = make_frames(tmp_path / 'frames', model, 10)
     out = tmp_path / 'one.zip'
@@ -298,6 +299,7 @@ class FailingDetector(FakeDetector):
         return super().detect(image)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, model: HeadModel, capsys: pytest.CaptureFixture[str]) -> None:
     detector = FailingDetector(make_frames(tmp_path / 'frames', model, 10), at=8)
     out = tmp_path / 'out.zip'
