@@ -18,6 +18,7 @@ from training import cameras
 from training.dataset import HeadDataset
 from training.dataset_writer import DatasetWriter
 from training.head import load_head_model
+from training.head.makehuman import embedded_head
 
 
 def run(*args: object, fails: bool = False) -> str:

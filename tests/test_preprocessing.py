@@ -9,10 +9,11 @@ import torch
 from applications.preprocessing.align import Crop, crop_from_landmarks, extract, recrop
 from applications.preprocessing.calibration import NUM_POINTS, POINT_MIRROR, estimate_offsets, landmark_offsets
 from applications.preprocessing.fit import CONTOUR, fit_heads, project_head
-from applications.preprocessing.photos import camera_angles, fit_and_crop
+from applications.preprocessing.photos import fit_and_crop
 from applications.preprocessing.solver import levenberg_marquardt
 from tests.cases_preprocessing import face_in_photo, random_heads
 from training import cameras
+from training.cameras import camera_angles
 from training.head import load_head_model
 from training.head.model import HeadModel
 from training.head.rotation import axis_angle_matrix
@@ -234,7 +235,7 @@ def test_recrop_centres_the_pivot_at_the_usual_distance(model: HeadModel) -> Non
     params, label = random_heads(model, 3, seed=6)
     hidden = [Crop(300.0, 250.0, 220.0), Crop(150.0, 200.0, 90.0), Crop(400.0, 380.0, 500.0)]
     faces = [face_in_photo(model, params[[i]], label[[i]], crop=crop) for i, crop in enumerate(hidden)]
-    crops, fit = fit_and_crop(model, faces)
+    crops, fit = fit_and_crop(model, faces, framing='pivot')
     at, _ = cameras.project(torch.tensor(cameras.PIVOT).expand(3, 1, 3), fit.label)
     assert (at - 0.5).abs().max() * SIDE < 2.0
     distance = (cameras.unpack_label(fit.label)[0][:, :3, 3] - torch.tensor(cameras.PIVOT)).norm(dim=1)

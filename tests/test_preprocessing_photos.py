@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from applications.preprocessing import detect
-from applications.preprocessing.align import Crop, load_photo
+from applications.preprocessing.align import Crop, aimed_label, load_photo
 from applications.preprocessing.detect import MediaPipeDetector, find_landmarker
 from applications.preprocessing.fit import project_head
 from applications.preprocessing.photos import convert, find_photos
 from dnnlib import UserError
 from tests.cases_preprocessing import FakeDetector, face_in_photo, photo, random_heads
+from training import cameras
 from training.dataset import HeadDataset
 from training.head import load_head_model
 from training.head.model import HeadModel
@@ -126,6 +128,61 @@ def test_folder_becomes_a_dataset(tmp_path: Path, model: HeadModel, capsys: pyte
     assert 'reprojection error: median' in printed
     assert '3 of 7 photographs' in printed
     assert 'images/s' in printed
+
+
+def test_result_depends_neither_on_workers_nor_on_an_interruption(tmp_path: Path, model: HeadModel) -> None:
+    detector = make_photos(tmp_path / 'photos', model)
+    (tmp_path / 'photos' / 'zero.png').write_bytes(b'')
+    (tmp_path / 'photos' / 'album.jpg').mkdir()  # a folder that is named like a picture
+
+    class Stops(FakeDetector):
+        calls = 0
+
+        def detect(self, image: np.ndarray) -> list[detect.Face]:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().detect(image)
+
+    stopping = Stops(detector.faces)
+    first = tmp_path / 'a.zip'
+    with pytest.raises(KeyboardInterrupt):
+        convert(tmp_path / 'photos', first, resolution=64, detector=stopping, head_model=model)
+    assert not first.exists()
+    with pytest.raises(UserError, match=r'other options \(faces was largest, is now reject\).*--restart'):
+        convert(tmp_path / 'photos', first, resolution=64, detector=stopping, head_model=model, faces='reject')
+    result = convert(tmp_path / 'photos', first, resolution=64, detector=stopping, head_model=model)
+    assert result.resumed == 3  # the broken file and two with pixels
+    assert stopping.calls == 7  # six readable photographs, one of them twice
+    assert dict(result.rejected)['zero.png'] == 'empty file (0 bytes)'
+    second = tmp_path / 'b.zip'
+    convert(tmp_path / 'photos', second, resolution=64, detector=detector, head_model=model, workers=2)
+    assert first.read_bytes() == second.read_bytes()
+    assert not list(tmp_path.glob('*-work'))
+
+
+def test_photographs_with_several_faces_can_be_left_out(tmp_path: Path, model: HeadModel) -> None:
+    detector = make_photos(tmp_path / 'photos', model)
+    out = tmp_path / 'data'
+    result = convert(
+        tmp_path / 'photos', out, resolution=64, detector=detector, head_model=model, faces='reject', framing='pivot'
+    )
+    assert dict(result.rejected)['two.png'] == 'several faces (2)'
+    place = HeadDataset(out).label([0, 1])[:, [3, 7, 11]]
+    assert ((place - torch.tensor(cameras.PIVOT)).norm(dim=1) - cameras.RADIUS).abs().max() < 0.02
+    convert(tmp_path / 'photos', tmp_path / 'eg3d', resolution=64, detector=detector, head_model=model)
+    place = HeadDataset(tmp_path / 'eg3d').label([0, 1])[:, [3, 7, 11]]
+    assert (place.norm(dim=1) - cameras.RADIUS).abs().max() < 0.02
+
+
+@pytest.mark.parametrize('framing', ['eg3d', 'pivot'])
+def test_cameras_stand_where_the_framing_says(framing: str) -> None:
+    centre = (0.0, 0.0, 0.0) if framing == 'eg3d' else None
+    label = cameras.orbit_camera(
+        torch.tensor([0.0, 0.6]), torch.tensor([0.0, -0.3]), roll=torch.tensor([0.0, 0.2]), centre=centre
+    )
+    rotation = cameras.unpack_label(label)[0][:, :3, :3]
+    assert torch.allclose(aimed_label(rotation, framing=framing), label, atol=1e-5)
 
 
 def test_no_usable_face_leaves_nothing_behind(tmp_path: Path, model: HeadModel) -> None:

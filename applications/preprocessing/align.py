@@ -2,8 +2,11 @@
 
 A crop is axis-aligned: the head's in-plane roll stays in the picture and ends up in the camera
 (as the paper needs it). Its centre and side are chosen so that the fitted camera looks at
-cameras.PIVOT from cameras.RADIUS with the fixed focal length: `crop_from_landmarks` is the first
+cameras.PIVOT with the fixed focal length, from where the framing says: `crop_from_landmarks` is the first
 guess (FFHQ's rule), `recrop` corrects it from a fit.
+
+Framings: 'eg3d' puts the camera at cameras.RADIUS from the world's origin, as the labels of EG3D's FFHQ
+do; 'pivot' at cameras.RADIUS from the pivot, as our synthetic data, whose heads are 8 % smaller.
 
 Pixel coordinates are continuous: (column, row), the centre of pixel i at i + 0.5.
 """
@@ -14,6 +17,7 @@ import dataclasses
 import os
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -22,6 +26,7 @@ from training import cameras
 
 # FFHQ's crop (side 1) holds more than EG3D's view of it: the ratio of the sides, close enough for a start.
 _FFHQ_TO_EG3D = 0.82
+FRAMINGS = ('eg3d', 'pivot')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,8 @@ def load_photo(path: str | os.PathLike[str]) -> np.ndarray:
     Transparency is laid over white; 16-bit and float greyscale are scaled to 8 bits.
     Raises UserError with the reason for a file that is not a whole picture.
     """
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise UserError(f'{path}: empty file (0 bytes)')
     try:
         with Image.open(path) as picture:
             picture.load()
@@ -92,17 +99,40 @@ def crop_from_landmarks(landmarks: np.ndarray) -> Crop:
     return Crop(float(centre[0]), float(centre[1]), float(side) * _FFHQ_TO_EG3D)
 
 
-def recrop(crop: Crop, label: Tensor) -> Crop:
-    """The crop in which the camera fitted in `crop` (label [25]) would look at the pivot from the usual distance.
+def pivot_distance(toward: Tensor, *, framing: str) -> Tensor:
+    """How far from the pivot a camera stands that sees it from direction `toward` [N, 3] (unit); [N]."""
+    if framing not in FRAMINGS:
+        raise ValueError(f'framing: expected one of {", ".join(FRAMINGS)}, got {framing!r}')
+    if framing == 'pivot':
+        return torch.full_like(toward[:, 0], cameras.RADIUS)
+    pivot = toward.new_tensor(cameras.PIVOT)
+    along = toward @ pivot
+    return (along.square() + cameras.RADIUS**2 - pivot.square().sum()).sqrt() - along
+
+
+def aimed_label(rotation: Tensor, *, framing: str) -> Tensor:
+    """Labels [N, 25] of cameras with rotation [N, 3, 3] (camera to world) that stand exactly as the framing says."""
+    forward = rotation[:, :, 2]
+    distance = pivot_distance(-forward, framing=framing)
+    cam2world = torch.eye(4, dtype=rotation.dtype, device=rotation.device).repeat(len(rotation), 1, 1)
+    cam2world[:, :3, :3] = rotation
+    cam2world[:, :3, 3] = forward.new_tensor(cameras.PIVOT) - distance[:, None] * forward
+    return cameras.pack_label(cam2world, cameras.intrinsics(len(rotation), device=rotation.device).to(rotation))
+
+
+def recrop(crop: Crop, label: Tensor, *, framing: str = 'eg3d') -> Crop:
+    """The crop in which the camera fitted in `crop` (label [25]) would look at the pivot from where it should stand.
 
     Fit, recrop and fit again: a move of the crop is a turn of the camera only to first order.
     One call moves the centre by at most half a side and changes the side by at most a factor of two.
     """
     pivot = label.new_tensor(cameras.PIVOT).reshape(1, 1, 3)
     at, _ = cameras.project(pivot, label[None])
-    distance = float((label.reshape(-1)[:16].reshape(4, 4)[:3, 3] - pivot.reshape(3)).norm())
+    away = label.reshape(-1)[:16].reshape(4, 4)[:3, 3] - pivot.reshape(3)
+    distance = max(float(away.norm()), 1e-6)
+    wanted = float(pivot_distance(away[None] / distance, framing=framing))
     centre = crop.to_photo(at[0, 0].double().clamp(0, 1).cpu().numpy())
-    scale = min(max(cameras.RADIUS / max(distance, 1e-6), 0.5), 2.0)
+    scale = min(max(wanted / distance, 0.5), 2.0)
     return Crop(float(centre[0]), float(centre[1]), crop.side * scale)
 
 

@@ -1,51 +1,51 @@
 """A folder of photographs -> a packed dataset with camera labels and head parameters.
 
-Each photograph: find the largest face, fit head and camera, crop as EG3D's FFHQ (align.py),
-check, write. Photographs that do not pass are listed with the reason; none is dropped silently.
+Each photograph: find the face, fit head and camera, crop as EG3D's FFHQ (align.py), check, write.
+Photographs that do not pass are listed with the reason; none is dropped silently. What is finished is
+kept in a work folder until the dataset is complete, so that a run that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
+import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from applications.preprocessing.align import Crop, crop_from_landmarks, extract, load_photo, recrop
+from applications.preprocessing.align import Crop, extract, load_photo
 from applications.preprocessing.calibration import landmark_offsets
+from applications.preprocessing.crops import (
+    OverlayArtist,
+    PhotoLimits,
+    eye_distance,
+    fit_and_crop,
+    inner_error,
+)
 from applications.preprocessing.detect import Face, FaceDetector, MediaPipeDetector
-from applications.preprocessing.fit import CONTOUR, Fit, FitConfig, fit_heads
-from applications.preprocessing.report import ReportFolder, draw_overlay
+from applications.preprocessing.fit import Fit
+from applications.preprocessing.pool import WorkFolder, check_workers, file_key, ordered_map
+from applications.preprocessing.report import ReportFolder, error_lines
 from dnnlib import UserError
-from training import cameras
 from training.cameras import camera_angles
+from training.dataset_format import encode_png
 from training.dataset_writer import DatasetWriter
 from training.head import load_head_model
-from training.head.model import HeadModel
+from training.head.model import HeadModel, HeadParams
 
 PHOTO_TYPES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
-_ROUNDS = 3  # fit, recrop, fit again: after the third the crop moves by less than a pixel
-_OVERLAY_SIZE = 640
+FACES = ('largest', 'reject')
 _FITS = ('image', 'source', 'column', 'row', 'side', 'error_pixels', 'error_percent', 'yaw', 'pitch', 'roll', 'faces')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PhotoLimits:
-    """What a photograph must pass to get into the dataset."""
-
-    min_side: float = 96.0  # of the crop, pixels of the photograph
-    max_outside: float = 0.4  # share of the crop beyond the photograph's border
-    max_error: float = 0.08  # mean landmark error without the jaw line, share of the distance between the eyes
-    max_yaw: float = 75.0  # degrees
+_LIMITS = PhotoLimits()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,37 @@ class PhotoReport:
     error_relative: np.ndarray  # [accepted, 68] the same as shares of the distance between the eyes
     folder: Path  # overlays and tables (report.ReportFolder)
     seconds: float
+    resumed: int  # photographs that an earlier, interrupted run had finished
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhotoWorker:
+    """What a process needs to convert photographs."""
+
+    root: Path
+    model: HeadModel
+    detector: FaceDetector
+    offsets: Tensor | None
+    artist: OverlayArtist
+    resolution: int
+    limits: PhotoLimits
+    framing: str
+    faces: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Done:
+    """What came of one photograph."""
+
+    name: str
+    reason: str | None  # of the rejection
+    overlay: bytes | None = None
+    png: bytes = b''
+    label: np.ndarray | None = None
+    head: dict[str, np.ndarray] | None = None
+    error: np.ndarray | None = None  # [68] shares of the image side
+    eyes: float = 1.0  # share of the image side
+    row: tuple[object, ...] = ()  # of fits.csv without the image's name
 
 
 def convert(
@@ -68,59 +99,92 @@ def convert(
     landmarker: str | os.PathLike[str] | None = None,
     detector: FaceDetector | None = None,
     head_model: HeadModel | None = None,
-    limits: PhotoLimits = PhotoLimits(),
+    limits: PhotoLimits = _LIMITS,
+    framing: str = 'eg3d',
+    faces: str = 'largest',
+    workers: int | None = 0,
+    restart: bool = False,
     overwrite: bool = False,
-    batch: int = 4,
     log: Callable[[str], None] = print,
 ) -> PhotoReport:
     """Photographs under `source` (a folder, or one file) -> a dataset at `out` (zip or folder).
 
     Each image gets a camera label and HeadParams of `head_model` (default: the embedded head), so the
-    dataset trains and drives. Overlays and tables go to the folder `<out without .zip>-report`.
-    `detector` defaults to MediaPipe with the model file `landmarker`.
+    dataset trains and drives. Overlays and tables go to the folder `<out without .zip>-report`, finished
+    photographs until then to `-work`. `detector` defaults to MediaPipe with the model file `landmarker`.
+    `framing`: align.py; `faces`: what to do with several in a picture, FACES; `workers`: processes, 0 = this
+    one, None = one a core.
 
     Raises UserError, with nothing half-written, if `source` holds no photograph, no detector can be
     had, `out` is taken, or no photograph passes `limits`.
     """
     started = time.perf_counter()
-    folder = Path(f'{os.fspath(out).removesuffix(".zip")}-report')
+    base = os.fspath(out).removesuffix('.zip')
     root, names = find_photos(source)
-    with contextlib.ExitStack() as stack:
-        if detector is None:
-            detector = stack.enter_context(MediaPipeDetector(landmarker))
-            tested = '' if detector.tested else ', not the file this was tested with'
-            log(f'detector: mediapipe with {detector.path} (sha256 {detector.sha256[:16]}{tested})')
-        model = load_head_model('makehuman') if head_model is None else head_model
-        report = stack.enter_context(ReportFolder(folder))
-        writer = stack.enter_context(
-            DatasetWriter(
-                out,
-                resolution=resolution,
-                head_model=model.name,
-                head_model_hash=model.content_hash,
-                overwrite=overwrite,
-            )
-        )
-        run = _Run(root, model=model, detector=detector, limits=limits, writer=writer, report=report)
-        with tqdm(total=len(names), unit='photo', desc='from-photos') as bar:
-            for start in range(0, len(names), batch):
-                run.process(names[start : start + batch])
-                bar.update(len(names[start : start + batch]))
-        if not run.fits:
-            raise UserError(f'{source}: no usable face in {len(names)} photograph(s): {summarize(run.rejected)}')
-        report.add_table('fits', _FITS, run.fits)
-        report.add_table('rejects', ('source', 'reason'), run.rejected)
-    result = PhotoReport(
-        accepted=tuple(str(row[1]) for row in run.fits),
-        rejected=tuple(run.rejected),
-        error_pixels=np.stack(run.errors) * resolution,
-        error_relative=np.stack(run.errors) / np.array(run.eye_distances)[:, None],
-        folder=folder,
+    model = load_head_model('makehuman') if head_model is None else head_model
+    report = ReportFolder(f'{base}-report')
+    workers = min(check_workers(workers), len(names))
+    options = {
+        'source': str(root.resolve()),
+        'resolution': resolution,
+        'head_model': model.content_hash,
+        'limits': dataclasses.asdict(limits),
+        'framing': framing,
+        'faces': faces,
+        'detector': describe_detector(detector, landmarker, log=log),
+    }
+    open_writer = functools.partial(
+        DatasetWriter,
+        out,
+        resolution=resolution,
+        head_model=model.name,
+        head_model_hash=model.content_hash,
+        overwrite=overwrite,
+    )
+    open_writer().discard()  # refuses before the work
+    work = WorkFolder(f'{base}-work', options, restart=restart)
+    arguments = (root, model, detector, landmarker, resolution, limits, framing, faces)
+    done, resumed = _convert_all(root, names, work=work, workers=workers, arguments=arguments, log=log)
+    gathered = _assemble(
+        done,
+        open_writer(),
+        report,
+        remove=work.remove,
+        source=source,
+    )
+    result = dataclasses.replace(
+        gathered,
         seconds=time.perf_counter() - started,
+        resumed=resumed,
     )
     for line in describe(result, out=out, resolution=resolution):
         log(line)
     return result
+
+
+def _convert_all(
+    root: Path,
+    names: list[str],
+    *,
+    work: WorkFolder,
+    workers: int,
+    arguments: tuple[Any, ...],
+    log: Callable[[str], None],
+) -> tuple[list[_Done], int]:
+    """What came of each photograph, and how many were done before."""
+    keys = [f'{name}\n{file_key(root / name)}' for name in names]
+    todo = [(name, key) for name, key in zip(names, keys, strict=True) if not work.has(key)]
+    before = len(names) - len(todo)
+    if before:
+        log(f'{work.path}: continuing, {before} of {len(names)} photographs are done')
+    if todo:
+        remaining = [name for name, _ in todo]
+        results = ordered_map(_convert_one, remaining, workers=workers, make_context=_make_worker, arguments=arguments)
+        with tqdm(total=len(names), initial=before, unit='photo', desc='from-photos') as bar:
+            for (_, key), done in zip(todo, results, strict=True):
+                work.save(key, done)
+                bar.update()
+    return [work.load(key) for key in keys], before
 
 
 def find_photos(source: str | os.PathLike[str]) -> tuple[Path, list[str]]:
@@ -143,24 +207,15 @@ def find_photos(source: str | os.PathLike[str]) -> tuple[Path, list[str]]:
     return path, sorted(names)
 
 
-def fit_and_crop(
-    model: HeadModel, faces: list[Face], *, offsets: Tensor | None = None, config: FitConfig | None = None
-) -> tuple[list[Crop], Fit]:
-    """Detected faces -> crops in which the head lies as EG3D's convention wants it, and the fits in them.
-
-    The iris is used if every face of the batch has one. `offsets` as in fit_heads.
-    """
-    crops = [crop_from_landmarks(face.landmarks) for face in faces]
-    fit: Fit | None = None
-    for _ in range(_ROUNDS):
-        if fit is not None:
-            crops = [recrop(crop, label) for crop, label in zip(crops, fit.label, strict=True)]
-        landmarks = [crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)]
-        iris = [crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True) if face.iris is not None]
-        both = _tensor(iris) if len(iris) == len(faces) else None
-        fit = fit_heads(model, _tensor(landmarks), iris=both, start=fit, offsets=offsets, config=config or FitConfig())
-    assert fit is not None
-    return crops, fit
+def describe_detector(
+    detector: FaceDetector | None, landmarker: str | os.PathLike[str] | None, *, log: Callable[[str], None]
+) -> str:
+    """Name of a detector with what its results depend on; logs it. UserError if there is none."""
+    if detector is None:
+        with MediaPipeDetector(landmarker) as detector:
+            tested = '' if detector.tested else ', not the file this was tested with'
+            log(f'detector: mediapipe with {detector.path} (sha256 {detector.sha256[:16]}{tested})')
+    return f'{detector.name} {getattr(detector, "sha256", "")}'.strip()
 
 
 def summarize(rejected: list[tuple[str, str]]) -> str:
@@ -174,116 +229,119 @@ def describe(result: PhotoReport, *, out: str | os.PathLike[str], resolution: in
     count = len(result.accepted) + len(result.rejected)
     lines = [
         f'{out}: {len(result.accepted)} of {count} photographs at {resolution} x {resolution}, '
-        f'{count / result.seconds:.2f} images/s'
+        f'{(count - result.resumed) / result.seconds:.2f} images/s'
     ]
-    for name, errors, unit, scale in (
-        ('reprojection error', result.error_pixels, 'pixels', 1.0),
-        ('  relative to the distance between the eyes', result.error_relative, '%', 100.0),
-    ):
-        median, mean, high = np.median(errors), errors.mean(), np.percentile(errors, 95)
-        lines.append(f'{name}: median {median * scale:.2f}, mean {mean * scale:.2f}, 95 % {high * scale:.2f} {unit}')
+    lines += error_lines(result.error_pixels, result.error_relative)
     if result.rejected:
         lines.append(f'rejected: {summarize(list(result.rejected))}; see {result.folder / "rejects.csv"}')
     lines.append(f'overlays: {result.folder / "sheet.png"}')
     return lines
 
 
-class _Run:
-    """One conversion: what goes where, and what came of it."""
-
-    def __init__(
-        self,
-        root: Path,
-        *,
-        model: HeadModel,
-        detector: FaceDetector,
-        limits: PhotoLimits,
-        writer: DatasetWriter,
-        report: ReportFolder,
-    ) -> None:
-        self.root, self.model, self.detector, self.limits = root, model, detector, limits
-        self.writer, self.report = writer, report
-        self.rejected: list[tuple[str, str]] = []
-        self.fits: list[tuple[object, ...]] = []
-        self.errors: list[np.ndarray] = []  # [68] shares of the image side
-        self.eye_distances: list[float] = []  # shares of the image side
-        self.offsets = landmark_offsets(detector.name, model.name)
-        regions = model.regions
-        shown = (regions['face'] | regions['eyes']).cpu()
-        self._shown = model.template.faces.cpu()[shown].numpy()
-        self._shown_eyes = regions['eyes'].cpu()[shown].numpy()
-
-    def process(self, names: list[str]) -> None:
-        """Find, fit, crop, check and write a batch of photographs."""
-        found = [item for name in names if (item := self._find(name)) is not None]
-        if not found:
-            return
-        crops, fit = fit_and_crop(self.model, [face for _, _, face, _ in found], offsets=self.offsets)
-        vertices = cameras.head_to_world(self.model.forward(fit.params).vertices)
-        points = cameras.project(vertices, fit.label)[0].cpu().numpy()
-        for index, (name, photo, face, faces) in enumerate(found):
-            self._finish(name, photo, face, crops[index], fit[index : index + 1], points[index], faces)
-
-    def _find(self, name: str) -> tuple[str, np.ndarray, Face, int] | None:
-        """Load a photograph and find its largest face; a reject otherwise."""
-        try:
-            photo = load_photo(self.root / name)
-        except UserError as error:
-            self.rejected.append((name, str(error).rpartition(f'{name}: ')[2]))
-            return None
-        faces = [face for face in self.detector.detect(photo) if face.finite]
-        if not faces:
-            self.rejected.append((name, 'no face found'))
-            return None
-        return name, photo, max(faces, key=lambda face: face.size), len(faces)
-
-    def _finish(
-        self, name: str, photo: np.ndarray, face: Face, crop: Crop, fit: Fit, points: np.ndarray, faces: int
-    ) -> None:
-        given = crop.to_crop(face.landmarks)
-        eyes = float(np.linalg.norm(given[36:42].mean(axis=0) - given[42:48].mean(axis=0)))
-        error = fit.error[0].cpu().numpy()
-        angles = np.degrees(camera_angles(fit.label)[0])
-        height, width = photo.shape[:2]
-        reason = self._reason(crop, crop.outside(width, height), float(error[CONTOUR.stop :].mean()) / eyes, angles)
-        if reason is not None:
-            self.rejected.append((name, reason))
-        if crop.side > 8 * max(width, height) or crop.outside(width, height) >= 1.0 or not np.isfinite(points).all():
-            return  # nothing to show
-        if reason is None:
-            image = extract(photo, crop, resolution=self.writer.resolution)
-            stored = self.writer.add(image, label=fit.label[0].cpu(), head=fit.params.to('cpu'))
-            self.errors.append(error)
-            self.eye_distances.append(eyes)
-            pixels = float(np.median(error)) * self.writer.resolution
-            row = [crop.column, crop.row, crop.side, pixels, 100 * float(np.median(error)) / eyes, *angles.tolist()]
-            self.fits.append((stored, name, *(f'{value:.3f}' for value in row), faces))
-        picture = extract(photo, crop, resolution=_OVERLAY_SIZE)
-        overlay = draw_overlay(
-            picture,
-            vertices=points * _OVERLAY_SIZE,
-            faces=self._shown,
-            eyes=self._shown_eyes,
-            given=given * _OVERLAY_SIZE,
-            fitted=fit.landmarks[0].cpu().numpy() * _OVERLAY_SIZE,
+@contextlib.contextmanager
+def _make_worker(
+    root: Path,
+    model: HeadModel,
+    detector: FaceDetector | None,
+    landmarker: str | os.PathLike[str] | None,
+    resolution: int,
+    limits: PhotoLimits,
+    framing: str,
+    faces: str,
+) -> Iterator[PhotoWorker]:
+    with contextlib.ExitStack() as stack:
+        detector = stack.enter_context(MediaPipeDetector(landmarker)) if detector is None else detector
+        yield PhotoWorker(
+            root=root,
+            model=model,
+            detector=detector,
+            offsets=landmark_offsets(detector.name, model.name),
+            artist=OverlayArtist(model),
+            resolution=resolution,
+            limits=limits,
+            framing=framing,
+            faces=faces,
         )
-        self.report.add_picture(name, np.hstack([picture, overlay]), accepted=reason is None)
-
-    def _reason(self, crop: Crop, outside: float, error: float, angles: np.ndarray) -> str | None:
-        """Why a photograph is not good enough, None if it is."""
-        limits = self.limits
-        if not math.isfinite(crop.side) or not math.isfinite(error):
-            return 'fit failed'
-        if error > limits.max_error:
-            return f'reprojection error too large ({error:.1%} of the distance between the eyes)'
-        if crop.side < limits.min_side:
-            return f'face too small (crop of {crop.side:.0f} pixels, expected {limits.min_side:.0f})'
-        if outside > limits.max_outside:
-            return f'crop reaches too far over the border ({outside:.0%} of it)'
-        if abs(angles[0]) > limits.max_yaw:
-            return f'profile view (yaw {angles[0]:.0f} degrees)'
-        return None
 
 
-def _tensor(points: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(points).astype(np.float32))
+def _convert_one(worker: PhotoWorker, name: str) -> _Done:
+    """Find, fit, crop and check one photograph."""
+    try:
+        photo = load_photo(worker.root / name)
+    except UserError as error:
+        return _Done(name=name, reason=str(error).rpartition(f'{name}: ')[2])
+    found = [face for face in worker.detector.detect(photo) if face.finite]
+    if not found:
+        return _Done(name=name, reason='no face found')
+    if len(found) > 1 and worker.faces == 'reject':
+        return _Done(name=name, reason=f'several faces ({len(found)})')
+    face = max(found, key=lambda face: face.size)
+    crops, fit = fit_and_crop(worker.model, [face], offsets=worker.offsets, framing=worker.framing)
+    return _finish(worker, name, photo, face, crops[0], fit, len(found))
+
+
+def _finish(worker: PhotoWorker, name: str, photo: np.ndarray, face: Face, crop: Crop, fit: Fit, faces: int) -> _Done:
+    given = crop.to_crop(face.landmarks)
+    eyes = eye_distance(given)
+    error = fit.error[0].cpu().numpy()
+    angles = np.degrees(camera_angles(fit.label)[0])
+    size = (int(photo.shape[0]), int(photo.shape[1]))
+    reason = worker.limits.reason(crop, size, error=inner_error(error, eyes), yaw=float(angles[0]))
+    params = fit.params.to('cpu')
+    fitted = fit.landmarks[0].cpu().numpy()
+    overlay = worker.artist.draw(photo, crop, params=params, label=fit.label, given=given, fitted=fitted)
+    if reason is not None:
+        return _Done(name=name, reason=reason, overlay=overlay)
+    median = float(np.median(error))
+    row = [crop.column, crop.row, crop.side, median * worker.resolution, 100 * median / eyes, *angles.tolist()]
+    return _Done(
+        name=name,
+        reason=None,
+        overlay=overlay,
+        png=encode_png(extract(photo, crop, resolution=worker.resolution)),
+        label=fit.label[0].cpu().numpy(),
+        head={key: value.numpy() for key, value in params.as_dict().items()},
+        error=error,
+        eyes=eyes,
+        row=(name, *(f'{value:.3f}' for value in row), faces),
+    )
+
+
+def _assemble(
+    done: list[_Done],
+    writer: DatasetWriter,
+    report: ReportFolder,
+    *,
+    remove: Callable[[], None],
+    source: str | os.PathLike[str],
+) -> PhotoReport:
+    """Dataset and report from the finished photographs; `remove` is called when nothing more can come of them."""
+    rejected = [(item.name, item.reason) for item in done if item.reason is not None]
+    good = [item for item in done if item.reason is None]
+    if not good:
+        writer.discard()
+        remove()
+        raise UserError(f'{source}: no usable face in {len(done)} photograph(s): {summarize(rejected)}')
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(report)
+        stack.enter_context(writer)
+        rows = []
+        for item in done:
+            if item.reason is None and item.head is not None and item.label is not None:
+                head = HeadParams.from_dict({key: torch.from_numpy(value) for key, value in item.head.items()})
+                rows.append((writer.add(item.png, label=item.label, head=head), *item.row))
+            if item.overlay is not None:
+                report.add_picture(item.name, item.overlay, accepted=item.reason is None)
+        report.add_table('fits', _FITS, rows)
+        report.add_table('rejects', ('source', 'reason'), rejected)
+    remove()
+    errors = np.stack([item.error for item in good if item.error is not None])
+    return PhotoReport(
+        accepted=tuple(item.name for item in good),
+        rejected=tuple(rejected),
+        error_pixels=errors * writer.resolution,
+        error_relative=errors / np.array([item.eyes for item in good])[:, None],
+        folder=report.path,
+        seconds=0.0,
+        resumed=0,
+    )

@@ -1,8 +1,9 @@
-"""What from-photos leaves beside the dataset: pictures of mesh on photograph, and tables."""
+"""What from-photos and from-video leave beside the dataset: pictures of mesh on photograph, and tables."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -70,13 +71,32 @@ def contact_sheet(pictures: list[np.ndarray], *, columns: int, cell: int) -> np.
     return np.asarray(sheet)
 
 
+def encode_jpeg(picture: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, 'JPEG', quality=88)
+    return buffer.getvalue()
+
+
+def error_lines(pixels: np.ndarray, relative: np.ndarray) -> list[str]:
+    """Reprojection errors [K, 68] in pixels and in shares of the distance between the eyes, as two lines."""
+    lines = []
+    for name, errors, unit, scale in (
+        ('reprojection error', pixels, 'pixels', 1.0),
+        ('  relative to the distance between the eyes', relative, '%', 100.0),
+    ):
+        median, mean, high = np.median(errors), errors.mean(), np.percentile(errors, 95)
+        lines.append(f'{name}: median {median * scale:.2f}, mean {mean * scale:.2f}, 95 % {high * scale:.2f} {unit}')
+    return lines
+
+
 class ReportFolder:
     """A folder that appears at `path` when the block ends without error, and not at all otherwise.
 
-        overlays/<name>.jpg    accepted photographs: crop beside crop with mesh and landmarks
+        overlays/<name>.jpg    accepted pictures: crop beside crop with mesh and landmarks
         rejected/<name>.jpg    the same for those whose fit was not good enough
         sheet.png              the first overlays together
-        fits.csv, rejects.csv  one line a photograph
+        fits.csv, rejects.csv  one line a picture
 
     An earlier report at `path` is replaced; UserError if something else is there.
     """
@@ -89,14 +109,14 @@ class ReportFolder:
         if self.path.exists() and not (self.path / 'rejects.csv').is_file():
             raise UserError(f'{self.path}: exists and is not an earlier report; move it away or choose another --out')
 
-    def add_picture(self, name: str, picture: np.ndarray, *, accepted: bool) -> None:
-        """Save one overlay, uint8 [H, W, 3]; `name` is the photograph's path."""
+    def add_picture(self, name: str, jpeg: bytes, *, accepted: bool) -> None:
+        """Save one overlay (encode_jpeg); `name` is the photograph's path or the frame's name."""
         folder = self._temporary / ('overlays' if accepted else 'rejected')
         if accepted and len(self._sheet) < self._sheet_cells:
-            self._sheet.append(picture)
+            self._sheet.append(np.asarray(Image.open(io.BytesIO(jpeg))))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(folder / f'{name.replace("/", "__")}.jpg', quality=88)
+            (folder / f'{name.replace("/", "__")}.jpg').write_bytes(jpeg)
         except OSError as error:
             raise explain_os_error(error, self.path) from error
 
