@@ -24,7 +24,9 @@ def split_neck(model: HeadModel, params: HeadParams, label: Tensor, *, share: fl
     The head's rotation is the skull's, from a body that stands upright and faces the camera. share 0: the neck is
     straight and the camera takes all (as EG3D); 1: the body faces the camera and the neck takes all. What the neck
     held before does not matter, only where the skull is. Everything that turns with the neck as one piece keeps its
-    place in the image; skin between skull and body moves, from the jaw line downwards. ValueError for a share outside [0, 1].
+    place in the image; skin between skull and body moves, from the jaw line downwards.
+
+    ValueError for a share outside [0, 1].
     """
     if not 0.0 <= share <= 1.0:
         raise ValueError(f'share: expected a number in [0, 1], got {share}')
