@@ -77,6 +77,8 @@ def describe(title: str, fit: Fit, *, model: MakeHumanHead, params: HeadParams, 
     click.echo(f'yaw {pose[:, 1].abs().mean():.2f}, roll {pose[:, 2].abs().mean():.2f})')
     opening, wanted, got = lid_opening(model, params), gaze_angles(params.eyes), gaze_angles(fit.params.eyes)
     for name, chosen in (('open', opening >= CLOSED), ('closed', opening < CLOSED)):
+        if not bool(chosen.any()):
+            continue
         yaw, pitch = (got - wanted)[chosen].abs().mean(dim=0).tolist()
         still = wanted[chosen].abs().mean(dim=0).tolist()
         click.echo(f'  gaze, {int(chosen.sum())} {name} eyes: yaw {yaw:.2f}, pitch {pitch:.2f} degrees ', nl=False)
