@@ -360,3 +360,22 @@ def test_a_killed_command_continues(tmp_path: Path) -> None:
     assert (tmp_path / 'out.zip').is_file()
     assert not (tmp_path / 'out-work').exists()
     Image.open(tmp_path / 'out-report' / 'sheet.png').load()
+
+
+def test_kept_results_run_nothing(tmp_path: Path) -> None:
+    """A result that names a function is refused, not called; records with tensors and arrays come back."""
+    work = WorkFolder(tmp_path / 'work', {})
+    face = Face(landmarks=np.arange(136.0).reshape(68, 2), blendshapes={'jawOpen': 0.5})
+    work.save('good', (face, torch.arange(3.0)))
+    again, tensor = work.load('good')
+    assert np.array_equal(again.landmarks, face.landmarks)
+    assert torch.equal(tensor, torch.arange(3.0))
+
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / 'ran',)
+
+    work.save('bad', Bomb())
+    with pytest.raises(UserError, match='not readable'):
+        work.load('bad')
+    assert not (tmp_path / 'ran').exists()

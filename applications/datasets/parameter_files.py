@@ -26,7 +26,7 @@ _NUMPY = [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0], np.ndarray
 _NUMPY += [type(np.dtype(kind)) for kind in ('f4', 'f8', 'f2', 'i4', 'i8', 'u1', '?')]
 
 
-class _Unpickler(InertUnpickler):
+class TensorUnpickler(InertUnpickler):
     """InertUnpickler that also builds torch tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -108,7 +108,7 @@ def _npy(data: bytes) -> Any:
     if not dtype.hasobject:
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    value = _Unpickler(stream, encoding='latin1').load()
+    value = TensorUnpickler(stream, encoding='latin1').load()
     return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
 
 
@@ -127,7 +127,7 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     '.npz': _read_npz,
     '.npy': lambda path: _npy(path.read_bytes()),
     '.json': lambda path: json.loads(path.read_text(encoding='utf-8-sig')),
-    '.pkl': lambda path: _Unpickler(io.BytesIO(path.read_bytes()), encoding='latin1').load(),
+    '.pkl': lambda path: TensorUnpickler(io.BytesIO(path.read_bytes()), encoding='latin1').load(),
     '.pt': _read_torch,
     '.mat': _read_mat,
 }

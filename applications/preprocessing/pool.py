@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from applications.datasets.parameter_files import TensorUnpickler
 from dnnlib import UserError
 from dnnlib.files import atomic_write, explain_os_error
 
@@ -114,6 +117,17 @@ def _call(function: Callable[[Any, Item], Result], item: Item) -> Result:
     return function(_CONTEXT[0], item)
 
 
+class _ResultUnpickler(TensorUnpickler):
+    """Builds arrays, tensors and the plain records of this project; runs nothing else that a file names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith('applications.preprocessing.') or module == 'training.head.model':
+            found = getattr(importlib.import_module(module), name, None)
+            if isinstance(found, type) and dataclasses.is_dataclass(found):
+                return found
+        return super().find_class(module, name)
+
+
 class WorkFolder:
     """Finished results beside the output, so that an interrupted run goes on where it stopped.
 
@@ -155,9 +169,11 @@ class WorkFolder:
         """A finished result, None if there is none."""
         try:
             with open(self._file(key), 'rb') as handle:
-                return pickle.load(handle)  # our own file, written below
+                return _ResultUnpickler(handle).load()
         except FileNotFoundError:
             return None
+        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f'{self.path}: a kept result is not readable ({error}); pass --restart') from error
 
     def has(self, key: str) -> bool:
         """Whether a result is finished."""
