@@ -70,7 +70,7 @@ def _measure_params(dataset: HeadDataset, params: HeadParams, targets: list[str]
     if unknown:
         raise UserError(f'--targets: unknown {", ".join(unknown)}; known: {", ".join(model.expression_names)}')
     to_weights = torch.linalg.pinv(model.expression_coefficients(torch.eye(len(model.expression_names))))
-    weights = (params.expression @ to_weights).numpy()
+    weights = (params.expression @ to_weights).numpy().round(4)  # zeros come back as rounding errors
     return values | {name: weights[:, model.expression_names.index(name)] for name in targets}
 
 
@@ -85,7 +85,7 @@ def summary(values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def draw_histograms(values: dict[str, np.ndarray], *, columns: int = 4) -> Image.Image:
-    """One panel a quantity, the same number of images over the same height within a panel only."""
+    """One panel a quantity: its name, mean and highest count; heights compare within a panel only."""
     width, height = _PANEL
     rows = -(-len(values) // columns)
     picture = Image.new('RGB', (columns * width, rows * height), 'white')
@@ -102,7 +102,12 @@ def draw_histograms(values: dict[str, np.ndarray], *, columns: int = 4) -> Image
             bar = (base - top - _MARGIN) * count / counts.max()
             draw.rectangle((left + i * step, base - bar, left + (i + 1) * step - 1, base), fill=(70, 110, 170))
         draw.line((left, base, right, base), fill='black')
-        draw.text((left, top + 4), f'{name}   mean {numbers.mean():.3g}, fullest bin {counts.max()}', 'black', font)
-        draw.text((left, base + 3), f'{low:.3g}', 'black', font)
-        draw.text((right, base + 3), f'{high:.3g}', 'black', font, anchor='ra')
+        draw.text((left, top + 4), f'{name}: {_short(numbers.mean())}, at most {counts.max()}', 'black', font)
+        draw.text((left, base + 3), _short(low), 'black', font)
+        draw.text((right, base + 3), _short(high), 'black', font, anchor='ra')
     return picture
+
+
+def _short(value: float) -> str:
+    """Three digits; what is zero but for rounding is 0."""
+    return '0' if abs(value) < 1e-4 else f'{value:.3g}'
