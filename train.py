@@ -84,7 +84,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device type.')
 @rasterizer_option
 @click.option('--head-model', metavar='FILE', help="The user's FLAME file, for datasets of FLAME parameters.")
-@click.option('--grad-checkpoint', is_flag=True, help='Less memory, a quarter more time: recompute stages of G.')
+@click.option('--grad-checkpoint', is_flag=True, help='Less memory, more time: recompute stages of G.')
 @click.option('--dry-run', is_flag=True, help='Check everything, print the config, make one step, write nothing.')
 def main(
     outdir: str,
