@@ -2,8 +2,8 @@
 
 N independent problems of P unknowns; residuals come as F vectors of C components, and the
 Huber loss acts on each vector's length. Derivatives by forward-mode differentiation: one
-directional derivative for each unknown, all in one batch, so any differentiable model works
-that treats each sample by itself.
+directional derivative for each unknown, all around one shared evaluation, so any differentiable
+model works that treats each sample by itself.
 """
 
 from __future__ import annotations
@@ -67,16 +67,18 @@ def _normal_equations(
     residuals: Residuals, values: Tensor, rows: Tensor, *, columns: Tensor, robust: float
 ) -> tuple[Tensor, Tensor]:
     """Reweighted J^T J [N, C, C] and J^T r [N, C] over the chosen columns, in float64."""
-    count, num = len(values), len(columns)
-    directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)[columns].repeat(count, 1)
-    index = rows.repeat_interleave(num)
-    repeated = values.repeat_interleave(num, dim=0)
+    directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)[columns]
+
+    def slope(direction: Tensor) -> Tensor:
+        tangent = direction.expand_as(values)
+        return torch.func.jvp(lambda v: residuals(v, rows), (values,), (tangent,))[1]  # type: ignore[misc]
+
     with torch.no_grad(), warnings.catch_warnings():
         # torch's first forward derivative compiles its own decompositions in a way that it warns about.
         warnings.simplefilter('ignore', DeprecationWarning)
-        points, slopes = torch.func.jvp(lambda v: residuals(v, index), (repeated,), (directions,))  # type: ignore[misc]
-    residual = points[::num]
-    jacobian = slopes.reshape(count, num, -1).transpose(1, 2).double()
+        residual = residuals(values, rows)
+        slopes = torch.func.vmap(slope)(directions)  # [C, N, F, 2]: the values are computed once for all directions
+    jacobian = slopes.flatten(2).permute(1, 2, 0).double()
     weight = robust / residual.norm(dim=-1).clamp(min=robust)
     weight = weight[..., None].expand_as(residual).flatten(1).double()
     weighted = jacobian * weight[..., None]
