@@ -16,13 +16,14 @@ from applications.preprocessing import detect
 from applications.preprocessing.align import Crop, aimed_label, load_photo
 from applications.preprocessing.detect import MediaPipeDetector, find_landmarker
 from applications.preprocessing.fit import project_head
+from applications.preprocessing.neck import split_neck
 from applications.preprocessing.photos import convert, find_photos
 from dnnlib import UserError
 from tests.cases_preprocessing import FakeDetector, face_in_photo, photo, random_heads
 from training import cameras
 from training.dataset import HeadDataset
 from training.head import load_head_model
-from training.head.model import HeadModel
+from training.head.model import HeadModel, HeadParams
 
 
 @pytest.fixture(scope='module')
@@ -173,6 +174,42 @@ def test_photographs_with_several_faces_can_be_left_out(tmp_path: Path, model: H
     convert(tmp_path / 'photos', tmp_path / 'eg3d', resolution=64, detector=detector, head_model=model)
     place = HeadDataset(tmp_path / 'eg3d').label([0, 1])[:, [3, 7, 11]]
     assert (place.norm(dim=1) - cameras.RADIUS).abs().max() < 0.02
+
+
+def test_a_share_of_the_rotation_goes_to_the_neck(tmp_path: Path, model: HeadModel) -> None:
+    """The skull lands where it did without a share, the neck holds half of its rotation; the work folder knows it."""
+    detector = make_photos(tmp_path / 'photos', model)
+
+    def run(name: str, share: float) -> tuple[HeadParams, torch.Tensor]:
+        out = tmp_path / name
+        convert(
+            tmp_path / 'photos', out, resolution=64, detector=detector, head_model=model, neck_share=share, workers=0
+        )
+        dataset = HeadDataset(out)
+        params = dataset.head_params([0, 1, 2])
+        assert params is not None
+        return params, dataset.label([0, 1, 2])
+
+    straight, label = run('straight', 0.0)
+    bent, camera = run('bent', 0.5)
+    assert (straight.neck == 0).all()
+    whole, _ = split_neck(model, straight, label, share=1.0)
+    assert whole.neck.norm(dim=1).min() > 0.05
+    assert torch.allclose(bent.neck, 0.5 * whole.neck, atol=1e-4)
+    seen, before = (project_head(model, p, c)[1] for p, c in ((bent, camera), (straight, label)))
+    assert torch.allclose(seen, before, atol=1e-4)
+
+    class Stops(FakeDetector):
+        def detect(self, image: np.ndarray) -> list[detect.Face]:
+            raise KeyboardInterrupt
+
+    folder, out = tmp_path / 'photos', tmp_path / 'c.zip'
+    with pytest.raises(KeyboardInterrupt):
+        convert(folder, out, resolution=64, detector=Stops({}), head_model=model, neck_share=0.5)
+    with pytest.raises(UserError, match=r'other options \(neck_share was 0\.5, is now 0\.0\).*--restart'):
+        convert(folder, out, resolution=64, detector=detector, head_model=model)
+    with pytest.raises(UserError, match=r'--neck-share 1\.5: expected 0'):
+        convert(folder, out, resolution=64, detector=detector, head_model=model, neck_share=1.5)
 
 
 @pytest.mark.parametrize('framing', ['eg3d', 'pivot'])

@@ -22,6 +22,7 @@ from applications.preprocessing.align import Crop
 from applications.preprocessing.clip import FrameChoice, read_frames
 from applications.preprocessing.detect import Face
 from applications.preprocessing.fit import project_head
+from applications.preprocessing.neck import split_neck
 from applications.preprocessing.pool import WorkFolder
 from applications.preprocessing.smooth import jitter
 from applications.preprocessing.track import Seen, track
@@ -274,6 +275,25 @@ def test_frames_become_clips_whatever_the_workers(tmp_path: Path, model: HeadMod
         tmp_path / 'frames', tmp_path / 'two.zip', options=SMALL, detector=detector, head_model=model, workers=2
     )
     assert out.read_bytes() == (tmp_path / 'two.zip').read_bytes()
+
+
+def test_a_share_of_the_rotation_goes_to_the_neck(tmp_path: Path, model: HeadModel) -> None:
+    detector = make_frames(tmp_path / 'frames', model, 3)
+    datasets = []
+    for name, share in (('straight', 0.0), ('bent', 0.6)):
+        options = VideoOptions(resolution=64, smooth=0.0, neck_share=share)
+        convert_video(tmp_path / 'frames', tmp_path / name, options=options, detector=detector, head_model=model)
+        dataset = HeadDataset(tmp_path / name)
+        head = dataset.head_params([0, 1, 2])
+        assert head is not None
+        datasets.append((head, dataset.label([0, 1, 2])))
+    (straight, label), (bent, camera) = datasets
+    wanted, turned = split_neck(model, straight, label, share=0.6)
+    assert wanted.neck.norm(dim=1).min() > 0.01
+    assert torch.allclose(bent.neck, wanted.neck, atol=1e-5)
+    assert torch.allclose(camera, turned, atol=1e-5)
+    with pytest.raises(UserError, match=r'--neck-share -0\.1: expected 0'):
+        VideoOptions(neck_share=-0.1)
 
 
 def test_no_face_in_any_frame(tmp_path: Path, model: HeadModel) -> None:

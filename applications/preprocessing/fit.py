@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from applications.preprocessing.calibration import NUM_POINTS
+from applications.preprocessing.priors import ExpressionPrior, WeightPrior
 from applications.preprocessing.solver import levenberg_marquardt
 from training import cameras
 from training.head.model import NUM_LANDMARKS, HeadModel, HeadParams
@@ -36,11 +37,13 @@ class FitConfig:
     """Noise of the landmarks (shares of the image side) and spread of the unknowns (standard deviations)."""
 
     landmark_sigma: float = 1.5 / 512
-    contour_sigma: float = 6.0 / 512  # the jaw line is where detectors and models agree least
-    gap_sigma: float = 0.5 / 512  # lid and lip distances: keeps blinks and closed mouths
+    contour_sigma: float = 3.0 / 512  # the jaw line is where detectors and models agree least
+    gap_sigma: float = 1.2 / 512  # lid and lip distances: keeps blinks and closed mouths
     robust: float = 3.0  # residuals beyond this many sigmas count linearly (Huber)
     identity_sigma: float = 1.0
-    expression_sigma: float = 1.0
+    expression_sigma: float = 1.0  # of coefficients without names
+    named_sigma: float = 2.0  # of coefficients whose names tell more, in the next line
+    weights: WeightPrior = WeightPrior()
     jaw_sigma: tuple[float, float, float] = (0.2, 0.03, 0.03)  # radians: opening, sideways, twist
     eye_sigma: float = 0.4  # radians
     vergence_sigma: float = 0.1  # radians: how far the two eyes may differ
@@ -169,6 +172,9 @@ class _Problem:
         self.features = self._features()
         self.sigma = self._sigmas().expand(count, -1).clone()  # [N, features]
         self.target = torch.einsum('fm,nmc->nfc', self.features, self.points)
+        self.units = ExpressionPrior(model, config.weights)
+        bounds = [torch.full((len(self.features),), config.robust), torch.full((len(self.units),), self.units.robust)]
+        self.robust = torch.cat(bounds).to(self.device)
         self.precision = self._precision()
 
     def columns(self, *groups: str) -> Tensor:
@@ -193,18 +199,20 @@ class _Problem:
 
     def solve(self, state: _State, *groups: str) -> _State:
         """Minimize the cost over the named groups of unknowns."""
+        expression = self.columns('expression')
 
         def residuals(values: Tensor, index: Tensor) -> Tensor:
             points = self.predict(_State(values, state.base[index]))
             features = torch.einsum('fm,nmc->nfc', self.features, points)
-            return (features - self.target[index]) / self.sigma[index][..., None]
+            seen = (features - self.target[index]) / self.sigma[index][..., None]
+            return torch.cat([seen, self.units.residuals(values[:, expression])], dim=1)
 
         values = levenberg_marquardt(
             residuals,
             state.values,
             columns=self.columns(*groups),
             precision=self.precision,
-            robust=self.config.robust,
+            robust=self.robust,
             iterations=self.config.iterations,
             tolerance=self.config.tolerance,
         )
@@ -312,7 +320,7 @@ class _Problem:
         config = self.config
         spread = torch.full((sum(self.widths.values()),), torch.inf, device=self.device)
         spread[self.columns('identity')] = config.identity_sigma
-        spread[self.columns('expression')] = config.expression_sigma
+        spread[self.columns('expression')] = config.named_sigma if len(self.units) else config.expression_sigma
         spread[self.columns('jaw')] = spread.new_tensor(config.jaw_sigma)
         spread[self.columns('eyes')] = config.eye_sigma
         matrix = torch.diag(spread**-2)

@@ -10,12 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dnnlib import UserError
 from training import cameras
 from training.head.model import HeadModel, HeadParams
 from training.head.rotation import axis_angle_matrix
 
 # Camera from world for a body that stands upright and faces the camera.
 _FACING = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
+
+
+def check_share(share: float) -> None:
+    """UserError if a command's --neck-share is outside [0, 1]."""
+    if not 0.0 <= share <= 1.0:
+        raise UserError(
+            f'--neck-share {share:g}: expected 0 (the camera takes the whole rotation) to 1 (the neck does)'
+        )
 
 
 def split_neck(model: HeadModel, params: HeadParams, label: Tensor, *, share: float) -> tuple[HeadParams, Tensor]:

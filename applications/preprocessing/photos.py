@@ -33,6 +33,7 @@ from applications.preprocessing.crops import (
 )
 from applications.preprocessing.detect import Face, FaceDetector, MediaPipeDetector
 from applications.preprocessing.fit import Fit
+from applications.preprocessing.neck import check_share, split_neck
 from applications.preprocessing.pool import WorkFolder, check_workers, file_key, ordered_map
 from applications.preprocessing.report import ReportFolder, error_lines
 from dnnlib import UserError
@@ -74,6 +75,7 @@ class PhotoWorker:
     limits: PhotoLimits
     framing: str
     faces: str
+    neck_share: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ def convert(
     limits: PhotoLimits = _LIMITS,
     framing: str = 'eg3d',
     faces: str = 'largest',
+    neck_share: float = 0.0,
     workers: int | None = 0,
     restart: bool = False,
     overwrite: bool = False,
@@ -112,12 +115,13 @@ def convert(
     Each image gets a camera label and HeadParams of `head_model` (default: the embedded head), so the
     dataset trains and drives. Overlays and tables go to the folder `<out without .zip>-report`, finished
     photographs until then to `-work`. `detector` defaults to MediaPipe with the model file `landmarker`.
-    `framing`: align.py; `faces`: what to do with several in a picture, FACES; `workers`: processes, 0 = this
-    one, None = one a core.
+    `framing`: align.py; `faces`: what to do with several in a picture, FACES; `neck_share`: neck.split_neck;
+    `workers`: processes, 0 = this one, None = one a core.
 
     Raises UserError, with nothing half-written, if `source` holds no photograph, no detector can be
     had, `out` is taken, or no photograph passes `limits`.
     """
+    check_share(neck_share)
     started = time.perf_counter()
     base = os.fspath(out).removesuffix('.zip')
     root, names = find_photos(source)
@@ -131,6 +135,7 @@ def convert(
         'limits': dataclasses.asdict(limits),
         'framing': framing,
         'faces': faces,
+        'neck_share': neck_share,
         'detector': describe_detector(detector, landmarker, log=log),
     }
     open_writer = functools.partial(
@@ -143,20 +148,10 @@ def convert(
     )
     open_writer().discard()  # refuses before the work
     work = WorkFolder(f'{base}-work', options, restart=restart)
-    arguments = (root, model, detector, landmarker, resolution, limits, framing, faces)
+    arguments = (root, model, detector, landmarker, resolution, limits, framing, faces, neck_share)
     done, resumed = _convert_all(root, names, work=work, workers=workers, arguments=arguments, log=log)
-    gathered = _assemble(
-        done,
-        open_writer(),
-        report,
-        remove=work.remove,
-        source=source,
-    )
-    result = dataclasses.replace(
-        gathered,
-        seconds=time.perf_counter() - started,
-        resumed=resumed,
-    )
+    gathered = _assemble(done, open_writer(), report, remove=work.remove, source=source)
+    result = dataclasses.replace(gathered, seconds=time.perf_counter() - started, resumed=resumed)
     for line in describe(result, out=out, resolution=resolution):
         log(line)
     return result
@@ -248,6 +243,7 @@ def _make_worker(
     limits: PhotoLimits,
     framing: str,
     faces: str,
+    neck_share: float,
 ) -> Iterator[PhotoWorker]:
     with contextlib.ExitStack() as stack:
         detector = stack.enter_context(MediaPipeDetector(landmarker)) if detector is None else detector
@@ -261,6 +257,7 @@ def _make_worker(
             limits=limits,
             framing=framing,
             faces=faces,
+            neck_share=neck_share,
         )
 
 
@@ -293,13 +290,14 @@ def _finish(worker: PhotoWorker, name: str, photo: np.ndarray, face: Face, crop:
     if reason is not None:
         return _Done(name=name, reason=reason, overlay=overlay)
     median = float(np.median(error))
+    params, label = split_neck(worker.model, params, fit.label.cpu(), share=worker.neck_share)
     row = [crop.column, crop.row, crop.side, median * worker.resolution, 100 * median / eyes, *angles.tolist()]
     return _Done(
         name=name,
         reason=None,
         overlay=overlay,
         png=encode_png(extract(photo, crop, resolution=worker.resolution)),
-        label=fit.label[0].cpu().numpy(),
+        label=label[0].numpy(),
         head={key: value.numpy() for key, value in params.as_dict().items()},
         error=error,
         eyes=eyes,

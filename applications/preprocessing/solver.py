@@ -2,8 +2,8 @@
 
 N independent problems of P unknowns; residuals come as F vectors of C components, and the
 Huber loss acts on each vector's length. Derivatives by forward-mode differentiation: one
-directional derivative for each unknown, all in one batch, so any differentiable model works
-that treats each sample by itself.
+directional derivative for each unknown, all around one shared evaluation, so any differentiable
+model works that treats each sample by itself.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ def levenberg_marquardt(
     *,
     columns: Tensor,  # indices of the unknowns to solve for; the others stay
     precision: Tensor,  # [P, P] inverse covariance of the prior, whose mean is zero
-    robust: float,  # residual vectors longer than this count linearly
+    robust: float | Tensor,  # residual vectors longer than this count linearly; one number, or [F]
     iterations: int,
     tolerance: float,  # relative decrease of the cost at which a sample is done
 ) -> Tensor:
     """The values [N, P] at which each sample's cost stops falling; a step is kept only where it helps."""
     values, precision = start.clone(), precision.double()
+    robust = torch.as_tensor(robust, dtype=values.dtype, device=values.device)
     prior = precision[columns][:, columns]
     everyone = torch.arange(len(values), device=values.device)
     damping = torch.full((len(values),), 1e-2, dtype=torch.float64, device=values.device)
@@ -56,7 +57,7 @@ def levenberg_marquardt(
     return values
 
 
-def _cost(residual: Tensor, values: Tensor, *, precision: Tensor, robust: float) -> Tensor:
+def _cost(residual: Tensor, values: Tensor, *, precision: Tensor, robust: Tensor) -> Tensor:
     """The negative log posterior [N], up to a constant, in float64."""
     size, values = residual.norm(dim=-1).double(), values.double()
     huber = torch.where(size <= robust, 0.5 * size**2, robust * size - 0.5 * robust**2)
@@ -64,20 +65,22 @@ def _cost(residual: Tensor, values: Tensor, *, precision: Tensor, robust: float)
 
 
 def _normal_equations(
-    residuals: Residuals, values: Tensor, rows: Tensor, *, columns: Tensor, robust: float
+    residuals: Residuals, values: Tensor, rows: Tensor, *, columns: Tensor, robust: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Reweighted J^T J [N, C, C] and J^T r [N, C] over the chosen columns, in float64."""
-    count, num = len(values), len(columns)
-    directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)[columns].repeat(count, 1)
-    index = rows.repeat_interleave(num)
-    repeated = values.repeat_interleave(num, dim=0)
+    directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)[columns]
+
+    def slope(direction: Tensor) -> Tensor:
+        tangent = direction.expand_as(values)
+        return torch.func.jvp(lambda v: residuals(v, rows), (values,), (tangent,))[1]  # type: ignore[misc]
+
     with torch.no_grad(), warnings.catch_warnings():
         # torch's first forward derivative compiles its own decompositions in a way that it warns about.
         warnings.simplefilter('ignore', DeprecationWarning)
-        points, slopes = torch.func.jvp(lambda v: residuals(v, index), (repeated,), (directions,))  # type: ignore[misc]
-    residual = points[::num]
-    jacobian = slopes.reshape(count, num, -1).transpose(1, 2).double()
-    weight = robust / residual.norm(dim=-1).clamp(min=robust)
+        residual = residuals(values, rows)
+        slopes = torch.func.vmap(slope)(directions)  # [C, N, F, 2]: the values are computed once for all directions
+    jacobian = slopes.flatten(2).permute(1, 2, 0).double()
+    weight = robust / torch.maximum(residual.norm(dim=-1), robust)
     weight = weight[..., None].expand_as(residual).flatten(1).double()
     weighted = jacobian * weight[..., None]
     return jacobian.transpose(1, 2) @ weighted, (weighted * residual.flatten(1).double()[..., None]).sum(dim=1)

@@ -26,6 +26,7 @@ from applications.preprocessing.calibration import landmark_offsets
 from applications.preprocessing.clip import Frame, FrameChoice, read_frames
 from applications.preprocessing.crops import PhotoLimits, eye_distance
 from applications.preprocessing.detect import FaceDetector
+from applications.preprocessing.neck import check_share, split_neck
 from applications.preprocessing.photos import describe_detector, summarize
 from applications.preprocessing.pool import WorkFolder, check_workers, file_key, ordered_map
 from applications.preprocessing.report import ReportFolder, error_lines
@@ -54,10 +55,12 @@ class VideoOptions:
     framing: str = 'eg3d'  # align.py
     faces: str = 'largest'  # photos.FACES
     smooth: float = 1.0  # strength; 0: not
+    neck_share: float = 0.0  # neck.split_neck
 
     def __post_init__(self) -> None:
         if not 0 <= self.smooth <= 1000:
             raise UserError(f'--strength {self.smooth:g}: expected 0 (no smoothing) to 1000')
+        check_share(self.neck_share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,7 +257,8 @@ class _Stages:
             written, self._map(tasks.crop, items(), context, title='writing'), angles, strict=True
         ):
             seen, fitted, crop = frames[item.row], item.fitted, item.fitted.crops[0]
-            name = writer.add(png, label=fitted.label[0], head=fitted.params, clip=(item.clip, seen.number))
+            head, label = split_neck(self.model, fitted.params, fitted.label, share=self.options.neck_share)
+            name = writer.add(png, label=label[0], head=head, clip=(item.clip, seen.number))
             median, eyes = float(fitted.error.median()), eye_distance(item.given)
             values = [
                 crop.column,
