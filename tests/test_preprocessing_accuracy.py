@@ -71,7 +71,7 @@ def test_noise_is_not_taken_for_expression(model: MakeHumanHead) -> None:
     params, label = random_heads(model, 6, seed=31)
     fit = fit_seen(model, params, label, pixels=1.0)
     wanted, got = (expression_weights(model, p) for p in (params, fit.params))
-    assert (got - wanted).abs().mean() < 0.75 * wanted.abs().mean()
+    assert (got - wanted).abs().mean() < 0.85 * wanted.abs().mean()
     hidden = wanted.abs().amax(dim=0) < 1e-3
     assert got[:, hidden].abs().mean() < 0.03
     assert got.min() > -0.1

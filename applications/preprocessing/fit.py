@@ -36,8 +36,8 @@ _LIDS = [[(43, 47), (44, 46)], [(37, 41), (38, 40)]]
 class FitConfig:
     """Noise of the landmarks (shares of the image side) and spread of the unknowns (standard deviations)."""
 
-    landmark_sigma: float = 1.5 / 512
-    contour_sigma: float = 3.0 / 512  # the jaw line is where detectors and models agree least
+    landmark_sigma: float = 1.2 / 512
+    contour_sigma: float = 2.0 / 512  # the jaw line is where detectors and models agree least
     gap_sigma: float = 1.2 / 512  # lid and lip distances: keeps blinks and closed mouths
     robust: float = 3.0  # residuals beyond this many sigmas count linearly (Huber)
     identity_sigma: float = 1.0

@@ -10,14 +10,17 @@ from torch import Tensor
 from training.head.makehuman import MakeHumanHead
 from training.head.model import HeadModel
 
+_JOINT = ('jawOpen', 'jawLeft', 'jawRight')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightPrior:
     """How the weights of named expressions spread: as a Laplace distribution with a round top."""
 
-    size: float = 0.15  # mean weight
+    size: float = 0.12  # mean weight
     smooth: float = 0.01  # weights below this count quadratically, above linearly
     negative: float = 6.0  # a weight below zero counts as one so many times as large
+    joint: float = 4.0  # as does the weight of an expression that repeats what the jaw joint does
 
 
 class ExpressionPrior:
@@ -37,7 +40,8 @@ class ExpressionPrior:
             units = sorted({_unit(name) for name in names})
             self.matrix = weights.new_zeros(model.num_expression, len(units), 2)
             for column, name in enumerate(names):
-                self.matrix[:, units.index(_unit(name)), int(name.endswith('Right'))] = weights[:, column]
+                factor = prior.joint if name in _JOINT else 1.0
+                self.matrix[:, units.index(_unit(name)), int(name.endswith('Right'))] = factor * weights[:, column]
         self.scale = (prior.size * prior.smooth) ** 0.5
         self.robust = (prior.smooth / prior.size) ** 0.5  # Huber's bound: from `smooth` on the slope is 1 / size
         self.negative = prior.negative
