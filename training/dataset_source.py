@@ -23,6 +23,7 @@ import numpy as np
 
 from dnnlib import UserError
 from dnnlib.files import explain_os_error
+from training.zip_directory import Member, read_directory
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp')
 SHARD_FILE = 'shards.json'  # training/dataset_shards.py
@@ -95,6 +96,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 
 def _visible(name: str) -> bool:
+    if not name.startswith('.') and '/.' not in name and '__MACOSX' not in name:
+        return True
     return not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))
 
 
@@ -135,23 +138,11 @@ class ZipSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = [info for info in archive.infolist() if not info.is_dir() and _visible(info.filename)]
-                end = path.stat().st_size - _END_RECORD - len(archive.comment)
-            with open(path, 'rb') as handle:
-                handle.seek(end)
-                if handle.read(4) != b'PK\5\6':  # the last directory found is that of head.npz inside
-                    raise zipfile.BadZipFile('its end is missing')
-        except (zipfile.BadZipFile, struct.error, UnicodeDecodeError) as error:
-            raise UserError(
-                f'{path}: not a zip, or cut short ({error}); copy or download it again, or point to a folder'
-            ) from error
-        members.sort(key=lambda info: info.filename)
-        self.names = [info.filename for info in members]
+        members = [member for member in _read_members(path) if _visible(member.name)]
+        members.sort(key=lambda member: member.name)
+        self.names = [member.name for member in members]
         self.duplicates = sorted(name for name, count in Counter(self.names).items() if count > 1)
-        fields = [(i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type, i.flag_bits) for i in members]
-        self._index = np.array(fields, dtype=np.int64).reshape(-1, 6)
+        self._index = np.array([member[1:] for member in members], dtype=np.int64).reshape(-1, 6)
         self._rows = {name: row for row, name in enumerate(self.names)}
         self._open()
 
@@ -207,6 +198,29 @@ class ZipSource(Source):
     def checksum(self, name: str) -> tuple[int, int]:
         _, _, size, crc, _, _ = self._row(name)
         return size, crc
+
+
+def _read_members(path: Path) -> list[Member]:
+    """The files of a zip; UserError if it is none or cut short."""
+    members = read_directory(path)
+    if members is not None:
+        return members
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+            end = path.stat().st_size - _END_RECORD - len(archive.comment)
+        with open(path, 'rb') as handle:
+            handle.seek(end)
+            if handle.read(4) != b'PK\5\6':  # the last directory found is that of head.npz inside
+                raise zipfile.BadZipFile('its end is missing')
+    except (zipfile.BadZipFile, struct.error, UnicodeDecodeError) as error:
+        raise UserError(
+            f'{path}: not a zip, or cut short ({error}); copy or download it again, or point to a folder'
+        ) from error
+    return [
+        Member(i.filename, i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type, i.flag_bits)
+        for i in infos
+    ]
 
 
 class _ExtentReader(io.RawIOBase):
