@@ -26,13 +26,14 @@ _REACH = 6  # window pixels that the centre may move
 _SCALES = (0.9, 0.95, 1.0, 1.05, 1.1)  # radii to try, shares of RADIUS
 _SOFT = 0.8  # window pixels: half width of the edge of a disc
 _NEAR = 1.7  # pixels up to this many radii from the centre are compared
-_MARGIN = 0.5  # window pixels by which the opening of the lids is narrowed
+_MARGIN = 0.5  # window pixels by which the opening is narrowed at the lower lid
+_SHADOW = 1.0  # and at the upper lid, whose lashes and shadow are dark
 _GLARE = 0.8  # quantile of the opening at which brightness is cut: reflections say nothing
 _DEEP = 2.0  # the pupil is at most this many times darker against the iris than the iris against the eye
 _RADIUS_PRIOR, _CENTRE_PRIOR = 2.0, 0.03  # taken off the score for each squared share of the radius
 _MIN_RADIUS = 2.0  # pixels of the picture
 _MIN_OPENING = 0.15  # distance of the lids over the width of the eye
-_MIN_SCORE = 0.6  # multiple correlation of picture and disc
+_MIN_SCORE = 0.72  # multiple correlation of picture and disc
 _MIN_CONTRAST = 8.0  # grey levels from the iris to its surroundings
 _MIN_VISIBLE = 0.3  # share of the disc between the lids
 
@@ -123,7 +124,7 @@ def _opening(lids: np.ndarray) -> np.ndarray:
     top, bottom = (
         np.polyval(np.linalg.lstsq(node, height, rcond=None)[0], x) for node, height in zip(nodes, heights, strict=True)
     )
-    below, above = (np.clip(gap + 0.5 - _MARGIN, 0, 1) for gap in (y - top, bottom - y))
+    below, above = np.clip(y - top + 0.5 - _SHADOW, 0, 1), np.clip(bottom - y + 0.5 - _MARGIN, 0, 1)
     return np.asarray(below * above * inside, dtype=np.float32)
 
 
