@@ -34,7 +34,9 @@ def draw(
     y, x = (np.mgrid[0 : 120 * over, 0 : 200 * over] + 0.5) / over
     picture = np.broadcast_to(np.array(skin, dtype=np.float64), (*x.shape, 3)).copy()
     for (column, row), contour in zip(circles, contours, strict=True):
-        top, bottom = (np.poly1d(np.polyfit(*contour[rows].T, 3)) for rows in ([0, 1, 2, 3], [0, 5, 4, 3]))
+        top, bottom = (
+            np.poly1d(np.polyfit(contour[rows, 0], contour[rows, 1], 3)) for rows in ([0, 1, 2, 3], [0, 5, 4, 3])
+        )
         inside = (x > contour[0, 0]) & (x < contour[3, 0]) & (y > top(x)) & (y < bottom(x))
         distance = np.hypot(x - column, y - row)
         picture[inside] = (225, 220, 218)

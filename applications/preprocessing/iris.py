@@ -139,7 +139,7 @@ def _search(window: np.ndarray, opening: np.ndarray) -> tuple[np.ndarray, float]
     best = tuple(int(i) for i in np.unravel_index(int(score.argmax()), score.shape))
     if score[best] < _MIN_SCORE:
         return None
-    scale, row, column = (i + _peak(np.moveaxis(score, axis, 0), best, axis) for axis, i in enumerate(best))
+    scale, row, column = (i + _peak(score, best, axis) for axis, i in enumerate(best))
     return np.array([column, row]) - _REACH, float(np.interp(scale, range(len(_SCALES)), _SCALES))
 
 
@@ -173,9 +173,10 @@ def _scores(grey: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def _peak(score: np.ndarray, best: tuple[int, ...], axis: int) -> float:
     """Where between -0.5 and 0.5 the parabola through the best score and its neighbours along an axis peaks."""
     place = best[axis]
-    if place in (0, len(score) - 1):
+    if place in (0, score.shape[axis] - 1):
         return 0.0
-    before, peak, after = (float(score[(place + step, *best[:axis], *best[axis + 1 :])]) for step in (-1, 0, 1))
+    places = ((*best[:axis], place + step, *best[axis + 1 :]) for step in (-1, 0, 1))
+    before, peak, after = (float(score[where]) for where in places)
     return float(np.clip(0.5 * (before - after) / min(before - 2 * peak + after, -1e-9), -0.5, 0.5))
 
 
