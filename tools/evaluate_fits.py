@@ -76,6 +76,7 @@ def describe(title: str, fit: Fit, *, model: MakeHumanHead, params: HeadParams, 
     click.echo(f'  head pose {across:.2f} degrees (pitch {pose[:, 0].abs().mean():.2f}, ', nl=False)
     click.echo(f'yaw {pose[:, 1].abs().mean():.2f}, roll {pose[:, 2].abs().mean():.2f})')
     opening, wanted, got = lid_opening(model, params), gaze_angles(params.eyes), gaze_angles(fit.params.eyes)
+    seen, seen_got = camera_gaze(params, label), camera_gaze(fit.params, fit.label)
     for name, chosen in (('open', opening >= CLOSED), ('closed', opening < CLOSED)):
         if not bool(chosen.any()):
             continue
@@ -83,6 +84,8 @@ def describe(title: str, fit: Fit, *, model: MakeHumanHead, params: HeadParams, 
         still = wanted[chosen].abs().mean(dim=0).tolist()
         click.echo(f'  gaze, {int(chosen.sum())} {name} eyes: yaw {yaw:.2f}, pitch {pitch:.2f} degrees ', nl=False)
         click.echo(f'(looking straight ahead would give {still[0]:.2f}, {still[1]:.2f})')
+        yaw, pitch = (seen_got - seen)[chosen].abs().mean(dim=0).tolist()
+        click.echo(f'    seen from the camera (head pose and eyes together): yaw {yaw:.2f}, pitch {pitch:.2f} degrees')
     jaw = torch.rad2deg((fit.params.jaw - params.jaw).abs().mean(dim=0))
     click.echo(f'  jaw: opening {jaw[0]:.2f}, sideways {jaw[1]:.2f}, twist {jaw[2]:.2f} degrees')
     true, fitted = expression_weights(model, params), expression_weights(model, fit.params)
@@ -93,11 +96,24 @@ def describe(title: str, fit: Fit, *, model: MakeHumanHead, params: HeadParams, 
         click.echo(f'  expression weights {group}*: {error:.3f} (all zero would give {zero:.3f})')
 
 
+def camera_gaze(params: HeadParams, label: Tensor) -> Tensor:
+    """Yaw to the right of the picture and pitch up of each eye [N, 2, 2] against the camera's axis, degrees."""
+    skull = _skull_to_camera(params, label)
+    eyes = axis_angle_matrix(params.eyes.reshape(-1, 2, 3))
+    x, y, z = (skull[:, None] @ eyes)[..., 2].unbind(dim=-1)
+    return torch.rad2deg(torch.stack([torch.atan2(x, -z), torch.asin(-y.clamp(-1, 1))], dim=-1))
+
+
 def skull_error(fit: Fit, *, params: HeadParams, label: Tensor) -> Tensor:
     """Rotation [N, 3] in degrees from the true to the fitted orientation of the camera, seen from the skull."""
-    wanted, got = (cameras.unpack_label(camera)[0][:, :3, :3].transpose(1, 2) for camera in (label, fit.label))
-    wanted = wanted @ axis_angle_matrix(params.rotation) @ axis_angle_matrix(params.neck)
+    wanted, got = _skull_to_camera(params, label), _skull_to_camera(fit.params, fit.label)
     return torch.rad2deg(rotation_vector(wanted.transpose(1, 2) @ got))
+
+
+def _skull_to_camera(params: HeadParams, label: Tensor) -> Tensor:
+    """Rotation [N, 3, 3]."""
+    camera = cameras.unpack_label(label)[0][:, :3, :3].transpose(1, 2)
+    return camera @ axis_angle_matrix(params.rotation) @ axis_angle_matrix(params.neck)
 
 
 def gaze_angles(eyes: Tensor) -> Tensor:

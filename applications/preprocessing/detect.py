@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from applications.preprocessing.iris import refine_iris
 from dnnlib.errors import UserError
 from dnnlib.files import sha256_file
 
@@ -45,7 +46,7 @@ class Face:
 
     landmarks: np.ndarray  # [68, 2] pixels
     iris: np.ndarray | None = None  # [2, 5, 2] pixels: left, right; centre, right, top, left, bottom
-    points: np.ndarray | None = None  # [478, 3] pixels; z in the same scale, smaller = nearer
+    points: np.ndarray | None = None  # [478, 3] pixels as the network gives them; z in the same scale, smaller = nearer
     blendshapes: dict[str, float] | None = None  # 52 scores in [0, 1]
     pose: np.ndarray | None = None  # [4, 4] head to camera, as the detector defines it
 
@@ -108,6 +109,7 @@ class MediaPipeDetector:
 
     Use as a context manager. When the whole picture shows no face, overlapping quarters are
     searched as well, because the detector looks at a small copy and misses small faces.
+    The iris points are then moved onto the irises of the picture (iris.py).
     `sha256` is the model file's; `tested` says whether it is the file that this code was tried with.
     """
 
@@ -153,7 +155,7 @@ class MediaPipeDetector:
         faces = self._detect(image)
         for rows, columns in [] if faces else _quarters(*image.shape[:2]):
             faces += [face.moved((columns.start, rows.start)) for face in self._detect(image[rows, columns])]
-        return sorted(faces, key=lambda face: -face.size)
+        return [_refined(image, face) for face in sorted(faces, key=lambda face: -face.size)]
 
     def _detect(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]
@@ -166,6 +168,13 @@ class MediaPipeDetector:
             pose = np.asarray(result.facial_transformation_matrixes[index], dtype=np.float64)
             faces.append(face_from_mesh(scaled, blendshapes=scores, pose=pose))
         return faces
+
+
+def _refined(image: np.ndarray, face: Face) -> Face:
+    """The face with its iris points moved onto the irises of the picture: the network's follow the eye in part only."""
+    if face.iris is None:
+        return face
+    return dataclasses.replace(face, iris=refine_iris(image, face.landmarks, face.iris))
 
 
 def _quarters(height: int, width: int) -> list[tuple[slice, slice]]:
