@@ -32,6 +32,7 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 _CONTEXT: list[Any] = []  # of this worker process
 _OPTIONS = 'options.json'
+REVISION = 2  # of detection and fits: raise it where their results change, so that no run mixes two
 
 
 def default_workers() -> int:
@@ -137,7 +138,7 @@ class WorkFolder:
 
     def __init__(self, path: str | os.PathLike[str], options: Mapping[str, object], *, restart: bool = False) -> None:
         self.path = Path(path)
-        wanted = json.loads(json.dumps(dict(options)))
+        wanted = json.loads(json.dumps({'revision': REVISION, **options}))
         if self.path.exists():
             self._check(wanted, restart=restart)
         try:
