@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import multiprocessing
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator
 
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from dnnlib import UserError
 from torch_utils.ops import library
+from torch_utils.workers import start_worker
 from training import synthetic_params as params
 from training.dataset_format import encode_png
 from training.dataset_writer import DatasetWriter
@@ -102,19 +102,6 @@ def _render_chunk(seed: int, indices: range, resolution: int) -> list[_Packed]:
     return packed
 
 
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
     """Processes started in this block use one thread for linear algebra: the parallelism is that of the images."""
@@ -139,7 +126,7 @@ def _chunks(num: int, *, resolution: int, seed: int, workers: int) -> Iterator[l
         return
     library.use_native(torch.device('cpu'))  # builds the rasterizer once, before there are several processes
     context = multiprocessing.get_context('spawn')
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     with _one_thread_each(), pool:
         pending: deque[concurrent.futures.Future[list[_Packed]]] = deque()
         try:

@@ -14,7 +14,6 @@ import io
 import multiprocessing
 import os
 import re
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +21,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib import UserError
 from dnnlib.files import atomic_write
+from torch_utils.workers import start_worker
 from training.dataset_format import decode_image, encode_png, image_header, image_mode
 from training.dataset_source import Source
 from training.dataset_writer import DatasetWriter
@@ -277,17 +276,8 @@ _worker_loader: list[_Loader] = []
 
 
 def _start_worker(loader: _Loader) -> None:
-    torch.set_num_threads(1)
+    start_worker()
     _worker_loader[:] = [loader]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(jobs: Sequence[Job]) -> list[Loaded | tuple[str, str]]:

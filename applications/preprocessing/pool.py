@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from applications.datasets.parameter_files import TensorUnpickler
 from dnnlib import UserError
 from dnnlib.files import atomic_write, explain_os_error
+from torch_utils.workers import start_worker
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -100,18 +100,9 @@ def _one_thread() -> Iterator[None]:
 def _start_worker(
     make_context: Callable[..., contextlib.AbstractContextManager[Any]], arguments: tuple[Any, ...]
 ) -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_worker()
     manager = make_context(*arguments)
     _CONTEXT[:] = [manager.__enter__(), manager]  # left when the process ends
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _call(function: Callable[[Any, Item], Result], item: Item) -> Result:
