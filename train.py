@@ -27,6 +27,7 @@ FIELDS = {
     'mirror': 'mirror',
     'clip_frames': 'clip_frames',
     'aug': 'augment',
+    'p': 'augment_p',
     'target': 'ada_target',
     'freezed': 'freeze_d',
     'glr': 'g_lr',
@@ -38,6 +39,8 @@ FIELDS = {
     'blur_fade_kimg': 'L.blur_fade_kimg',
     'gen_pose_cond': 'G.label_scale',
     'neural_rendering_resolution': 'G.render_resolution',
+    'neural_rendering_resolution_initial': 'L.render_resolution_initial',
+    'neural_rendering_resolution_fade_kimg': 'L.render_fade_kimg',
     'mouth': 'G.mouth_source',
     'mouth_planes': 'G.mouth_planes',
     'disc_template': 'D.template',
@@ -61,7 +64,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--metrics', help='Comma-separated names (calc_metrics.py --help), or none.')
 @click.option('--mirror', type=bool, help='Also train on mirrored images, cameras and heads.')
 @click.option('--clip-frames', type=POSITIVE, help='Frames of one clip in a group of images that D compares; 1: none.')
-@click.option('--aug', type=click.Choice(['none', 'ada']), help='Augment what the discriminator sees.')
+@click.option('--aug', type=click.Choice(['none', 'ada', 'fixed']), help='Augment what D sees.')
+@click.option('--p', type=click.FloatRange(0, 1), help='Probability of each augmentation for --aug=fixed.')
 @click.option('--target', type=float, help='ADA: wanted mean sign of real logits.')
 @click.option('--freezed', type=click.IntRange(min=0), help="Freeze the discriminator's first layers.")
 @click.option('--glr', type=float, help="Generator's learning rate.")
@@ -71,7 +75,14 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--style-mixing-prob', type=click.FloatRange(0, 1), help='Probability of mixing two latents.')
 @click.option('--blur-fade-kimg', type=click.FloatRange(min=0), help='When the blur of images has faded.')
 @click.option('--gen-pose-cond', type=bool, help='Tell the mapping network a camera.')
-@click.option('--neural-rendering-resolution', type=POSITIVE, help='Side of the volume rendering in pixels.')
+@click.option(
+    '--neural-rendering-resolution',
+    '--neural-rendering-resolution-final',
+    type=POSITIVE,
+    help='Side of the volume rendering in pixels.',
+)
+@click.option('--neural-rendering-resolution-initial', type=POSITIVE, help='Side at the start of training.')
+@click.option('--neural-rendering-resolution-fade-kimg', type=click.FloatRange(min=0), help='How long it grows.')
 @click.option('--mouth', type=click.Choice(['teeth', 'texture', 'static']), help='Where the mouth comes from.')
 @click.option('--mouth-planes', type=click.Choice(['all', 'front']), help='Planes that the mouth is completed on.')
 @click.option('--disc-template', help='Template rendering for D: none, uv, normals or correspondence.')

@@ -21,7 +21,7 @@ from training.conditions import Conditions, ConditionSource
 from training.config import LossConfig
 from training.loss import GanLoss, Latents, Schedule, blur, blur_kernel, mix_ws, raw_from_image
 from training.template_rendering import render_template
-from training.trainer import DivergedError, Trainer, frozen_parameters
+from training.trainer import DivergedError, Trainer
 
 QUIET = Schedule(blur_sigma=0.0, swap_probability=0.0)
 
@@ -53,7 +53,8 @@ class LineGenerator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(image_resolution=8, render_resolution=4)
+        self.config = SimpleNamespace(image_resolution=8)
+        self.render_resolution = 4
         self.template = SheetHead().template
         self.scale = nn.Parameter(torch.ones(()))
         self.points = torch.empty(0)
@@ -71,7 +72,7 @@ class LineGenerator(nn.Module):
         self.points = points
         return self.scale * (points.square() @ planes[:, :3, None])
 
-    def render(self, planes: Tensor, label: Tensor, *, rng: Any) -> Any:
+    def render(self, planes: Tensor, label: Tensor, *, resolution: int | None, rng: Any) -> Any:
         value = planes[:, :3, None, None] * self.scale
         return SimpleNamespace(image=value.expand(-1, 3, 8, 8), image_raw=value.expand(-1, 3, 4, 4))
 
@@ -321,7 +322,7 @@ def _poisoned(trainer: Trainer, poison: Tensor) -> Tensor:
 
 def test_freeze_d_freezes_the_first_layers(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, freeze_d=3)
-    names = frozen_parameters(trainer.discriminator, 3)
+    names = trainer.discriminator.first_layers(3)
     assert {name.rpartition('.')[0] for name in names} == {'fromrgb', 'b16.conv0', 'b16.conv1'}
     before = trainer.networks()['D']
     trainer.step(next(trainer.loader()))

@@ -1,7 +1,7 @@
-"""Adaptive discriminator augmentation that keeps cameras and meshes true (Karras et al. 2020, without geometry).
+"""Augmentation of what the discriminator sees, at an adaptive or fixed probability (Karras et al. 2020).
 
-Image and raw image of a sample are changed alike; the template rendering, which shows geometry only,
-is left alone. Mirroring is the dataset's business: there camera and head mirror with the image.
+Colour, noise and cutout change image and raw image of a sample alike; the template rendering, which shows geometry
+only, is left alone. Geometry has a module of its own (training/augment_camera.py), since cameras must stay true.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ NOISE_STD = 0.1
 CUTOUT_SIZE = 0.5  # of the image's side
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
     """Colour, noise and cutout, each applied to a sample with the given probability; twice differentiable."""
+
+    camera: bool = False  # whether the loss moves cameras before
 
     def __call__(
         self, image: Tensor, image_raw: Tensor, *, probability: float, rng: torch.Generator
@@ -30,7 +32,7 @@ class Augment:
         """[N, 3, R, R] and [N, 3, r, r] in [-1, 1] -> the same shapes; `rng` lives on their device."""
         if probability <= 0:
             return image, image_raw
-        draw = _Draw(image.shape[0], probability, rng, image.device)
+        draw = Draw(image.shape[0], probability, rng, image.device)
         matrix = color_matrix(
             brightness=draw.normal() * BRIGHTNESS_STD,
             contrast=torch.exp2(draw.normal() * CONTRAST_STD),
@@ -48,8 +50,8 @@ class Augment:
         return results[0], results[1]
 
 
-class _Draw:
-    """Per-sample draws [N] that are 0 where the sample is not augmented."""
+class Draw:
+    """Per-sample draws [N] (or [N, width]) that are 0 where the sample is not augmented."""
 
     def __init__(self, count: int, probability: float, rng: torch.Generator, device: torch.device) -> None:
         self.count, self.probability, self.rng, self.device = count, probability, rng, device
@@ -57,8 +59,10 @@ class _Draw:
     def gate(self) -> Tensor:
         return torch.rand(self.count, generator=self.rng, device=self.device) < self.probability
 
-    def normal(self) -> Tensor:
-        return torch.randn(self.count, generator=self.rng, device=self.device) * self.gate()
+    def normal(self, width: int | None = None) -> Tensor:
+        if width is None:
+            return torch.randn(self.count, generator=self.rng, device=self.device) * self.gate()
+        return torch.randn([self.count, width], generator=self.rng, device=self.device) * self.gate()[:, None]
 
     def uniform(self) -> Tensor:
         return (torch.rand(self.count, generator=self.rng, device=self.device) * 2 - 1) * self.gate()

@@ -41,6 +41,7 @@ class Info:
     head_model: str  # name of the dataset's head model, and the hash of its data
     head_model_hash: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    render_resolution: int | None = None  # side of the volume rendering that was trained last; None: the config's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ def load_generator(
             raise UserError(f'{path}: a snapshot holds its topology; leave out --topology and --eye-mask')
     generator = Generator(snapshot.config.generator, snapshot.template)
     load_state(generator, snapshot.networks['G_ema'], where=f'{path}: G_ema')
+    generator.render_resolution = snapshot.info.render_resolution or generator.render_resolution
     generator = generator.eval().requires_grad_(False).to(device)
     generator.precision = precision or choose_precision('fp32', torch.device(device))
     lay_out(generator, generator.precision)

@@ -113,6 +113,15 @@ class ConditionSource:
         return torch.cat([camera, torch.nn.functional.pad(expression, (0, extra - expression.shape[1]))], dim=1)
 
 
+def label_width(dataset: HeadImages) -> int:
+    """How long a label of camera and all expression coefficients of a dataset is (D.label_dim = -1); UserError
+    if it has no head parameters."""
+    params = dataset.head_params([0])
+    if params is None:
+        raise UserError(f'{dataset.name}: has no head parameters, which D.label_dim=-1 needs; use D.label_dim=25')
+    return LABEL_DIM + params.expression.shape[1]
+
+
 def dataset_clips(dataset: HeadImages) -> np.ndarray:
     """The clip of each item; UserError if the dataset knows none."""
     clips = dataset.item_clips()

@@ -43,7 +43,8 @@ class GeneratorConfig:
     dynamic_planes: Literal['all', 'front'] = 'all'  # front: side and top are static alone (docs/adr/0011)
 
     # Static planes. eg3d: a fourth, transposed one keeps what EG3D reads at (z, x) (docs/adr/0012).
-    static_planes: Literal['three', 'eg3d'] = 'three'
+    # none: no such network, the dynamic planes make the whole image (ablation of Table 2).
+    static_planes: Literal['three', 'eg3d', 'none'] = 'three'
 
     # Mouth: where it comes from (ablation of Table 2) and on which planes.
     mouth_source: MouthSource = 'teeth'
@@ -69,19 +70,29 @@ class GeneratorConfig:
     superres_channels: int = 256  # width of the first block; halves at each doubling
     # R's hybrids have fixed widths (SPEC section 5) and ignore superres_channels.
 
+    def __post_init__(self) -> None:
+        if self.static_planes == 'none' and self.mouth_source == 'static':
+            raise ValueError("mouth_source: expected teeth or texture with static_planes 'none', got 'static'")
+        if self.static_planes == 'none' and self.dynamic_planes == 'front':
+            raise ValueError("dynamic_planes: expected all with static_planes 'none', got 'front'")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
     """Dual discriminator (paper section 3.5)."""
 
     image_resolution: int = 512
-    label_dim: int = 25  # R: 75 with expression conditioning
+    label_dim: int = 25  # camera; more: expression coefficients follow (R: 50); -1: all that the head model has
     template: DiscTemplate = 'correspondence'  # three more input channels; none = R
     channel_base: int = 32768
     channel_max: int = 512
     mapping_layers: int = 8
     mbstd_group_size: int = 4
     label_noise: float = 0.0  # standard deviation added to the label (R: 1, the GNARF way)
+
+    def __post_init__(self) -> None:
+        if self.label_dim < -1:
+            raise ValueError(f'label_dim: expected -1 (camera and all expressions) or more, got {self.label_dim}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +112,14 @@ class LossConfig:
     blur_fade_kimg: float = 200.0
     pose_swap_prob: float = 0.5  # probability of conditioning on another camera, after the fade (from 1)
     pose_swap_fade_kimg: float = 1000.0
+    # Side of the volume rendering while training: from this one (None: no change) to G.render_resolution (EG3D).
+    render_resolution_initial: int | None = None
+    render_fade_start_kimg: float = 0.0
+    render_fade_kimg: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.render_resolution_initial is not None and self.render_resolution_initial < 1:
+            raise ValueError(f'render_resolution_initial: expected above 0, got {self.render_resolution_initial}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,10 +150,12 @@ class TrainConfig:
     ema_kimg: float | None = None  # None = batch * 10 / 32
     ema_rampup: float = 0.05  # not used when the run starts from other weights (resume)
     w_avg_beta: float = 0.998
-    augment: Literal['none', 'ada'] = 'none'
+    augment: Literal['none', 'ada', 'fixed'] = 'none'
+    augment_p: float = 0.2  # probability of each augmentation if fixed
+    augment_camera: bool = False  # roll, zoom and shift too, with the camera that D is told (docs/adr/0016)
     ada_target: float = 0.6
     ada_kimg: float = 500.0
-    freeze_d: int = 0
+    freeze_d: int = 0  # convolutions of D that do not learn, counted from the image
     precision: Literal['fp32', 'bf16'] = 'fp32'
     resume: str | None = None  # weights to start from (not the automatic resume of a run)
 
@@ -143,6 +164,10 @@ class TrainConfig:
     snapshot_ticks: int = 50
     image_ticks: int = 50
     metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.augment_p <= 1:
+            raise ValueError(f'augment_p: expected a probability from 0 to 1, got {self.augment_p}')
 
 
 def to_dict(config: Any) -> dict[str, Any]:

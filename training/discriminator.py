@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from dnnlib.errors import UserError
 from training.config import DiscriminatorConfig
 from training.layers import (
     Conv2d,
@@ -91,6 +92,17 @@ class DualDiscriminator(nn.Module):
             self.mapping = MappingNetwork(0, config.label_dim, width(4), None, num_layers=config.mapping_layers)
         out_features = width(4) if config.label_dim > 0 else 1
         self.b4 = DiscriminatorEpilogue(width(4), out_features, mbstd_group_size=config.mbstd_group_size)
+
+    def first_layers(self, count: int) -> set[str]:
+        """Names of the parameters of the first `count` convolutions, from the image down (for Freeze-D).
+
+        UserError beyond the residual blocks: what judges their features must be able to learn.
+        """
+        blocks = {name: module for name, module in self.named_modules() if not name.startswith('b4.')}
+        names = [name for name, module in blocks.items() if isinstance(module, Conv2d)]
+        if count > len(names):
+            raise UserError(f'freeze_d: expected at most {len(names)}, the convolutions before the last, got {count}')
+        return {name for name, _ in self.named_parameters() if name.rpartition('.')[0] in names[:count]}
 
     def forward(
         self,

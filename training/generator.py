@@ -36,11 +36,12 @@ class Identity:
     """Who the person is: everything that depends on the latent alone."""
 
     texture: Tensor  # [N, C, T, T]
-    static_planes: Tensor  # [N, 3, C, R, R]
+    static_planes: Tensor | None  # [N, 3, C, R, R]; None with static_planes = 'none'
     ws: Tensor  # [N, num_ws, w_dim]
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Identity:
-        return Identity(self.texture[index], self.static_planes[index], self.ws[index])
+        static = None if self.static_planes is None else self.static_planes[index]
+        return Identity(self.texture[index], static, self.ws[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Generator(nn.Module):
         self.config = config
         self.template = template
         self.precision: Precision | None = None  # None: as the caller's autocast says
+        self.render_resolution = config.render_resolution  # what render() takes for None; smaller early in a fade
         self.checkpoint = False  # recompute stages in the backward pass instead of keeping their inner tensors
         self.num_half = num_synthesis_ws(config.plane_resolution)
         self.num_ws = 2 * self.num_half  # the first half: static, teeth, blending, super-resolution; the last: texture
@@ -98,7 +100,7 @@ class Generator(nn.Module):
         )
         self.texture = TextureGenerator(config)
         self.rasterizer = TextureRasterizer(config, template)
-        self.static = StaticPlanes(config)
+        self.static = None if config.static_planes == 'none' else StaticPlanes(config)
         uses_teeth = config.mouth_source == 'teeth'
         self.teeth = MouthCompletion(config) if uses_teeth else None
         self.blending = BlendingNet(config) if uses_teeth else None
@@ -131,7 +133,8 @@ class Generator(nn.Module):
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.config.w_dim):
             raise ValueError(f'ws: expected [N, {self.num_ws}, {self.config.w_dim}], got {list(ws.shape)}')
         texture = self._stage(self.texture, ws[:, self.num_half :], rng=rng)
-        return Identity(texture, self._stage(self.static, ws[:, : self.num_half], rng=rng), ws)
+        static = None if self.static is None else self._stage(self.static, ws[:, : self.num_half], rng=rng)
+        return Identity(texture, static, ws)
 
     @_in_precision
     def deform(self, identity: Identity, head: HeadInput, *, rng: torch.Generator | None = None) -> Planes:
@@ -145,15 +148,16 @@ class Generator(nn.Module):
             completed = self._stage(self.teeth, features, rasterized.landmarks, ws, rng=rng)
             finished = self._stage(self.blending, completed.planes, completed.mouth, ws, rng=rng)
             features = torch.cat([finished, features[:, finished.shape[1] :]], dim=1)
-        blended = blend(features, identity.static_planes, rasterized.alpha)
-        return Planes(channels_last_planes(blended), rasterized.alpha, identity.ws)  # laid out once for all cameras
+        if identity.static_planes is not None:
+            features = blend(features, identity.static_planes, rasterized.alpha)
+        return Planes(channels_last_planes(features), rasterized.alpha, identity.ws)  # laid out once for all cameras
 
     @_in_precision
     def render(
         self, planes: Planes, label: Tensor, *, resolution: int | None = None, rng: torch.Generator | None = None
     ) -> Rendering:
-        """Planes seen by cameras `label` [N, 25]; `resolution` is the side of the volume rendering."""
-        size = resolution or self.config.render_resolution
+        """Planes seen by cameras `label` [N, 25]; `resolution`: side of the volume rendering (None: as trained)."""
+        size = resolution or self.render_resolution
         with full_precision(planes.features):
             origins, directions = rays(label, size)
             march = functools.partial(self.renderer, decoder=self.decoder)

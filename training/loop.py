@@ -26,7 +26,7 @@ from training.checkpoint import (
     save_training_state,
     snapshot_name,
 )
-from training.conditions import HeadImages, dataset_clips
+from training.conditions import HeadImages, dataset_clips, label_width
 from training.config import TrainConfig, to_dict
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
@@ -98,9 +98,12 @@ def open_dataset(config: TrainConfig, *, head_model: str | None = None) -> HeadD
 
 
 def prepare(config: TrainConfig, *, head_model: str | None = None) -> TrainConfig:
-    """The config with its dataset's head model; UserError if dataset and config do not fit."""
+    """The config with its dataset's head model and label width; UserError if dataset and config do not fit."""
     dataset = open_dataset(config, head_model=head_model)
-    return dataclasses.replace(config, head_model=dataset.head_model.name)
+    judge = config.discriminator
+    if judge.label_dim < 0:
+        judge = dataclasses.replace(judge, label_dim=label_width(dataset))
+    return dataclasses.replace(config, head_model=dataset.head_model.name, discriminator=judge)
 
 
 def fingerprint(dataset: HeadImages) -> str:
@@ -312,6 +315,7 @@ class Run:
             head_model=model.name,
             head_model_hash=model.content_hash,
             metrics=self.metrics,
+            render_resolution=self.trainer.average.render_resolution,
         )
         snapshot = Snapshot(config=self.config, info=info, template=model.template, networks=self.trainer.networks())
         path = self.directory.path / snapshot_name(self.trainer.images_seen)

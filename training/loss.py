@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.augment import Augment
+from training.augment import Augment, Draw
+from training.augment_camera import draw_move
+from training.cameras import LABEL_DIM
 from training.conditions import Conditions
 from training.config import LossConfig
 from training.discriminator import DualDiscriminator
 from training.generator import Generator
-from training.layers import full_precision
+from training.layers import at_least_float32, full_precision
 from training.template_rendering import render_template
 
 DENSITY_POINTS = 1000  # a sample; as many again shifted
@@ -32,16 +34,24 @@ class Schedule:
     blur_sigma: float  # pixels of the image it is applied to
     swap_probability: float
     augment_probability: float = 0.0
+    render_resolution: int | None = None  # side of raw images, fake and real; None: the generator's own
 
     @staticmethod
-    def at(config: LossConfig, *, images_seen: int, augment_probability: float = 0.0) -> Schedule:
-        """The schedule after `images_seen` images: blur fades to 0, pose swapping from 1 to its final value."""
+    def at(
+        config: LossConfig, *, images_seen: int, augment_probability: float = 0.0, render_resolution: int | None = None
+    ) -> Schedule:
+        """The schedule after `images_seen` images: blur fades to 0, pose swapping from 1 to its final value, the side
+        of the volume rendering from its initial to its final value `render_resolution`."""
         kimg = images_seen / 1000
         swap = fade(kimg, length=config.pose_swap_fade_kimg)
+        if render_resolution is not None and config.render_resolution_initial is not None:
+            left = fade(max(kimg - config.render_fade_start_kimg, 0.0), length=config.render_fade_kimg)
+            render_resolution += round((config.render_resolution_initial - render_resolution) * left)
         return Schedule(
             blur_sigma=config.blur_sigma * fade(kimg, length=config.blur_fade_kimg),
             swap_probability=config.pose_swap_prob + (1 - config.pose_swap_prob) * swap,
             augment_probability=augment_probability,
+            render_resolution=render_resolution,
         )
 
 
@@ -144,7 +154,7 @@ class GanLoss:
         self, latents: Latents, conditions: Conditions, *, schedule: Schedule, rng: torch.Generator
     ) -> GeneratorTerms:
         """softplus(-D(fake)), mean over samples."""
-        pair, _ = self._fake(latents, conditions, rng)
+        pair, _ = self._fake(latents, conditions, schedule, rng)
         logits = self._judge(pair, conditions, schedule, rng)
         return GeneratorTerms(loss=F.softplus(-logits).mean(), logits=logits.detach())
 
@@ -157,7 +167,7 @@ class GanLoss:
         points = (torch.rand(shape, generator=rng, device=device) * 2 - 1) * self.config.density_box
         shifted = points + torch.randn(shape, generator=rng, device=device) * self.config.density_shift
         sigma = self.generator.density(planes, torch.cat([points, shifted], dim=1))
-        first, second = sigma.float().chunk(2, dim=1)
+        first, second = at_least_float32(sigma).chunk(2, dim=1)
         difference = (first - second).abs() if self.config.density_norm == 'l1' else (first - second).square()
         penalty = difference.mean()
         return PenaltyTerms(loss=penalty * self.config.density_weight, penalty=penalty.detach())
@@ -174,7 +184,7 @@ class GanLoss:
     ) -> DiscriminatorTerms:
         """softplus(D(fake)) + softplus(-D(real)), mean over samples; the generator runs without gradient."""
         with torch.no_grad():
-            pair, ws = self._fake(latents, conditions, rng)
+            pair, ws = self._fake(latents, conditions, schedule, rng)
             real_pair = self._real(images, real, schedule)
         logits_fake = self._judge(pair, conditions, schedule, rng)
         logits_real = self._judge(real_pair, real, schedule, rng)
@@ -195,7 +205,7 @@ class GanLoss:
         pair.image_raw.requires_grad_(True)
         logits = self._judge(pair, real, schedule, rng)
         gradients = torch.autograd.grad(logits.sum(), [pair.image, pair.image_raw], create_graph=True)
-        of_image, of_raw = (gradient.float().square().sum(dim=[1, 2, 3]) for gradient in gradients)
+        of_image, of_raw = (at_least_float32(gradient).square().sum(dim=[1, 2, 3]) for gradient in gradients)
         penalty = of_image + of_raw
         return PenaltyTerms(loss=(penalty * (self.config.r1_gamma / 2)).mean(), penalty=penalty.detach())
 
@@ -207,16 +217,18 @@ class GanLoss:
             return ws, ws
         return mix_ws(ws, self.generator.map(latents.mixed, conditions.mapping_label), latents.cutoff), ws
 
-    def _fake(self, latents: Latents, conditions: Conditions, rng: torch.Generator) -> tuple[Pair, Tensor]:
+    def _fake(
+        self, latents: Latents, conditions: Conditions, schedule: Schedule, rng: torch.Generator
+    ) -> tuple[Pair, Tensor]:
         ws, unmixed = self._ws(latents, conditions)
         planes = self.generator.deform(self.generator.identity(ws, rng=rng), conditions.head, rng=rng)
-        out = self.generator.render(planes, conditions.label, rng=rng)
+        out = self.generator.render(planes, conditions.label, resolution=schedule.render_resolution, rng=rng)
         pair = Pair(image=out.image, image_raw=out.image_raw, template=self._template(conditions))
         return pair, unmixed.detach()
 
     def _real(self, images: Tensor, conditions: Conditions, schedule: Schedule) -> Pair:
         """The real pair; its raw image is blurred here, its image in `_judge` as the fakes' are."""
-        raw = raw_from_image(images, self.generator.config.render_resolution)
+        raw = raw_from_image(images, schedule.render_resolution or self.generator.render_resolution)
         raw = blur(raw, sigma=schedule.blur_sigma, border=self.config.blur_border)
         return Pair(image=images.clone(), image_raw=raw, template=self._template(conditions))
 
@@ -232,8 +244,13 @@ class GanLoss:
 
     def _judge(self, pair: Pair, conditions: Conditions, schedule: Schedule, rng: torch.Generator) -> Tensor:
         image = blur(pair.image, sigma=schedule.blur_sigma, border=self.config.blur_border)
-        raw = pair.image_raw
-        if self.augment is not None:
-            image, raw = self.augment(image, raw, probability=schedule.augment_probability, rng=rng)
-        label = conditions.discriminator_label
-        return self.discriminator(image=image, image_raw=raw, label=label, template=pair.template, rng=rng)
+        raw, template, label = pair.image_raw, pair.template, conditions.discriminator_label
+        probability = schedule.augment_probability
+        if self.augment is not None and probability > 0:
+            if self.augment.camera:
+                move = draw_move(Draw(image.shape[0], probability, rng, image.device))
+                image, raw = move.images(image), move.images(raw)
+                template = None if template is None else move.images(template)
+                label = move.label(label) if label.shape[1] >= LABEL_DIM else label
+            image, raw = self.augment(image, raw, probability=probability, rng=rng)
+        return self.discriminator(image=image, image_raw=raw, label=label, template=template, rng=rng)

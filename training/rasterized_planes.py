@@ -141,14 +141,21 @@ class TextureRasterizer(nn.Module):
             texture,
             slots=SLOTS[layout],
             mirrors=MIRRORS[layout],
-            background=layout == 'release' or self.config.mouth_source == 'texture',  # the texture's centre
+            background=self._shows_background(),
         )
         alpha = self._combine_alpha(self._alpha(fragments))
         return RasterizedPlanes(features, alpha, self._plane_landmarks(head.landmarks))
 
+    def _shows_background(self) -> bool:
+        """Whether planes hold the texture's centre, not zeros, where there is no mesh: someone reads them there."""
+        config = self.config
+        return config.plane_layout == 'release' or config.mouth_source == 'texture' or config.static_planes == 'none'
+
     def _alpha(self, fragments: rasterize.Fragments) -> Tensor:
-        """Coverage without the eyeballs, with interior holes closed. [4, N, 1, R, R]"""
+        """Coverage without the eyeballs, with interior holes closed; all ones without static planes. [4, N, 1, R, R]"""
         alpha = sample_mask(fragments, self.face_uv, self.eye_mask).unsqueeze(1)
+        if self.config.static_planes == 'none':
+            return torch.ones_like(alpha).unflatten(0, (4, -1))
         if self.config.mouth_source != 'static':
             alpha = fill_holes.fill_holes(alpha, guarded=self.config.alpha_fill == 'guarded')
         return alpha.unflatten(0, (4, -1))

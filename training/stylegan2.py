@@ -71,7 +71,7 @@ class SynthesisLayer(nn.Module):
             noise = self.noise_const[None, None]
             if rng is not None:
                 shape = (x.shape[0], 1, self.resolution, self.resolution)
-                noise = torch.randn(shape, generator=rng, device=x.device)
+                noise = torch.randn(shape, generator=rng, device=x.device, dtype=self.noise_strength.dtype)
             noise = noise * self.noise_strength
         return layer_epilogue(
             x,

@@ -18,18 +18,16 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator
-from torch_utils.precision import choose_precision, lay_out
-from torch_utils.rng import derive_seed, stream
+from torch_utils.precision import choose_precision
+from torch_utils.rng import stream
 from torch_utils.stats import Stats
 from training.augment import Augment, adapted_probability
 from training.checkpoint import load_state, plain_state
 from training.conditions import Conditions, ConditionSource, HeadImages
 from training.config import TrainConfig
-from training.discriminator import DualDiscriminator
 from training.ema import ema_beta, update_ema
-from training.generator import Generator
-from training.layers import Conv2d
 from training.loss import GanLoss, Latents, Schedule
+from training.networks import build_networks
 from training.sampler import BatchPlan, MicroBatchIndices, load_micro_batches
 
 ADA_INTERVAL = 4  # steps between changes of the augmentation probability
@@ -104,17 +102,17 @@ class Trainer:
         loss, density = config.loss, config.loss.density_weight > 0
         self.density_interval = loss.density_interval if density else 0
         self.r1_interval = loss.r1_interval if loss.r1_gamma > 0 else 0
-        frozen = frozen_parameters(self.discriminator, config.freeze_d)
+        frozen = self.discriminator.first_layers(config.freeze_d)
         self.g = Player(self.generator, config, lr=config.g_lr, interval=self.density_interval, frozen=set())
         self.d = Player(self.discriminator, config, lr=config.d_lr, interval=self.r1_interval, frozen=frozen)
         self.discriminator.requires_grad_(False)
-        self.loss = GanLoss(
-            self.generator, self.discriminator, config=loss, augment=Augment() if config.augment == 'ada' else None
-        )
+        augment = Augment(camera=config.augment_camera) if config.augment != 'none' else None
+        self.loss = GanLoss(self.generator, self.discriminator, config=loss, augment=augment)
         self.images_seen = 0
         self.skipped_in_row = 0
-        self.augment_probability = 0.0
+        self.augment_probability = config.augment_p if config.augment == 'fixed' else 0.0
         self.signs = torch.zeros(2, device=self.device)  # sum and number of signs of real logits
+        self._follow_schedule()
 
     # Data.
 
@@ -163,11 +161,23 @@ class Trainer:
 
     # Steps.
 
+    def schedule(self) -> Schedule:
+        """Of the next step."""
+        return Schedule.at(
+            self.config.loss,
+            images_seen=self.images_seen,
+            augment_probability=self.augment_probability,
+            render_resolution=self.config.generator.render_resolution,
+        )
+
+    def _follow_schedule(self) -> None:
+        """Both generators render by themselves, for pictures and measurements, at the size that is trained."""
+        for generator in (self.generator, self.average):
+            generator.render_resolution = self.schedule().render_resolution or generator.render_resolution
+
     def step(self, real: list[RealBatch]) -> None:
         """All phases that are due, then the averages; raises DivergedError after too many skipped steps."""
-        schedule = Schedule.at(
-            self.config.loss, images_seen=self.images_seen, augment_probability=self.augment_probability
-        )
+        schedule = self.schedule()
         number = self.images_seen // self.config.batch
         self.g.requires_grad(True)
         self._generator_main(schedule)
@@ -189,6 +199,7 @@ class Trainer:
         )
         update_ema(self.average, self.generator, beta=beta)
         self.images_seen += self.config.batch
+        self._follow_schedule()
         if self.config.augment == 'ada' and (number + 1) % ADA_INTERVAL == 0:
             self._adapt()
 
@@ -318,27 +329,10 @@ class Trainer:
             counters = state['counters']
             self.images_seen = int(counters['images_seen'])
             self.skipped_in_row = int(counters['skipped_in_row'])
-            self.augment_probability = float(counters['augment_probability'])
+            if self.config.augment == 'ada':
+                self.augment_probability = float(counters['augment_probability'])
+            self._follow_schedule()
             # The signs are summed over ranks whenever they are used: one rank carries the sum.
             self.signs.copy_(state['signs'] * (1.0 if self.communicator.is_main else 0.0))
         except (KeyError, TypeError) as error:
             raise UserError(f'{where}: not a complete training state ({error}); remove it to start over') from error
-
-
-def build_networks(
-    config: TrainConfig, dataset: HeadImages, *, device: torch.device
-) -> tuple[Generator, DualDiscriminator]:
-    """G and D with initial weights that depend on config.seed alone; the global generators are left as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, 'weights'))
-        generator = Generator(config.generator, dataset.head_model.template)
-        discriminator = DualDiscriminator(config.discriminator)
-    for network in (generator, discriminator):
-        lay_out(network.to(device).train(), choose_precision(config.precision, device))
-    return generator, discriminator
-
-
-def frozen_parameters(discriminator: DualDiscriminator, layers: int) -> set[str]:
-    """Names of the parameters of the first `layers` convolutions, from the image down (Freeze-D)."""
-    names = [name for name, module in discriminator.named_modules() if isinstance(module, Conv2d)]
-    return {f'{name}.{kind}' for name in names[:layers] for kind in ('weight', 'bias')}
