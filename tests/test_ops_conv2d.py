@@ -207,6 +207,22 @@ def test_modulated_convolution_and_its_gradients(
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize('up', [1, 2])
+def test_modulated_convolution_to_second_order(up: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the twin; the native one refuses."""
+    inputs = [
+        noise(2, 2, 3, 3, dtype=torch.float64).requires_grad_(),
+        noise(3, 2, 3, 3, seed=1, dtype=torch.float64).requires_grad_(),
+        (1 + noise(2, 2, seed=2, dtype=torch.float64)).requires_grad_(),
+    ]
+    monkeypatch.setenv('NEXT3D_OPS', 'reference')
+    assert torch.autograd.gradgradcheck(lambda *args: modulated_conv2d(*args, up=up), inputs, fast_mode=True)
+    monkeypatch.setenv('NEXT3D_OPS', 'native')
+    first = torch.autograd.grad(modulated_conv2d(*inputs, up=up).square().sum(), inputs[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize('flags', ['x86_64 avx2', 'x86_64 avx2 avx512_bf16'])
 @pytest.mark.parametrize('case', SHAPES)
 def test_bf16_is_the_same_with_and_without_its_instructions(

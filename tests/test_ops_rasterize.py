@@ -143,6 +143,23 @@ def test_gradcheck(backend: str, device: torch.device) -> None:
     assert torch.autograd.gradcheck(shaded, vertices, eps=1e-7, atol=1e-4, fast_mode=True)
 
 
+def test_no_second_derivative() -> None:
+    """An error, not zeros."""
+    case = cases_ops.random_soup(4, samples=2, num_faces=8, height=9, width=7, spread=0.8)
+    vertices = case.vertices.clone().requires_grad_()
+    result = rasterize(vertices, case.faces, height=9, width=7, backend='native')
+    value = result.barycentrics.square().sum() + result.depth.square().sum()
+    (gradient,) = torch.autograd.grad(value, vertices, create_graph=True)
+    with pytest.raises(RuntimeError, match='rasterize: differentiable once only'):
+        gradient.square().sum().backward()
+    fragments = Fragments(result.face_ids, result.barycentrics.detach().requires_grad_(), result.depth)
+    table = torch.randn(2, 8, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    painted = interpolate(fragments, table, backend='native').square().sum()
+    (gradient,) = torch.autograd.grad(painted, table, create_graph=True)
+    with pytest.raises(RuntimeError, match='interpolate: differentiable once only'):
+        gradient.square().sum().backward()
+
+
 @pytest.mark.parametrize('name', MESHES)
 def test_gradients_agree(name: str, device: torch.device) -> None:
     case = MESHES[name].to(device)

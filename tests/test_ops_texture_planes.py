@@ -110,6 +110,16 @@ def test_gradcheck(background: bool, backend: str, device: torch.device) -> None
     assert torch.autograd.gradcheck(read, inputs, eps=1e-7, atol=1e-5)
 
 
+def test_no_second_derivative() -> None:
+    """An error, not zeros."""
+    case = cases_ops.texture_case(samples=1, channels=2, size=3)
+    inputs = [case.barycentrics.clone().requires_grad_(), case.texture.clone().requires_grad_()]
+    value = planes_of(case, 'native', background=True, barycentrics=inputs[0], texture=inputs[1])
+    for gradient in torch.autograd.grad(value.square().sum(), inputs, create_graph=True):
+        with pytest.raises(RuntimeError, match='texture_planes: differentiable once only'):
+            torch.autograd.grad(gradient.square().sum(), inputs, retain_graph=True)
+
+
 @pytest.mark.parametrize('wanted', ['barycentrics', 'texture'])
 def test_one_gradient_alone(wanted: str) -> None:
     case = cases_ops.texture_case()

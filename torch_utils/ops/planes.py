@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import library
+from torch_utils.ops.once import no_second_order
 
 # Which two world axes a plane is read at, as (column, row).
 PLANE_AXES = ((0, 1), (0, 2), (2, 1))
@@ -171,9 +172,5 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple:
     return by_planes if of_planes else None, by_points if of_points else None, None, None
 
 
-def _no_second_order(ctx: Any, *grads: torch.Tensor) -> tuple:
-    raise RuntimeError('sample_planes: differentiable once only, as grid_sample is')
-
-
 torch.library.register_autograd('next3d::sample_planes', _backward, setup_context=_setup_context)
-torch.library.register_autograd('next3d::sample_planes_backward', _no_second_order)
+no_second_order('sample_planes')

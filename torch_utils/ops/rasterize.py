@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from torch_utils.ops import library
+from torch_utils.ops.once import no_second_order
 
 BACKENDS = ('native', 'reference', 'pytorch3d')
 AREA_EPSILON = 1e-8
@@ -288,6 +289,7 @@ def _backward(ctx: Any, grad_barycentrics: torch.Tensor, grad_depth: torch.Tenso
 
 
 torch.library.register_autograd('next3d::rasterize', _backward, setup_context=_setup_context)
+no_second_order('rasterize')
 
 
 @torch.library.register_fake('next3d::interpolate')
@@ -318,3 +320,4 @@ def _backward_interpolate(ctx: Any, grad: torch.Tensor) -> tuple:
 
 
 torch.library.register_autograd('next3d::interpolate', _backward_interpolate, setup_context=_setup_interpolate)
+no_second_order('interpolate')

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import library
+from torch_utils.ops.once import no_second_order
 from torch_utils.ops.rasterize import Fragments, interpolate
 
 MAX_VIEWS = 8  # kMaxViews of csrc/texture_math.h
@@ -176,3 +177,4 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple:
 
 
 torch.library.register_autograd('next3d::texture_planes', _backward, setup_context=_setup_context)
+no_second_order('texture_planes')
