@@ -1,4 +1,4 @@
-"""Augmentation and the generator's moving average against their formulas."""
+"""Augmentation, of cameras too, and the generator's moving average against their formulas."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import math
 
 import pytest
 import torch
+from cases_geometry import ellipsoid_template, posed
 from torch import nn
 
 from torch_utils.rng import stream
-from training.augment import Augment, adapted_probability, color_matrix, keep_mask
+from training.augment import Augment, Draw, adapted_probability, color_matrix, keep_mask
+from training.augment_camera import CameraMove, draw_move, reflected
+from training.cameras import orbit_camera, project, unpack_label
+from training.conditions import Conditions
+from training.config import LossConfig
 from training.ema import ema_beta, update_ema
+from training.loss import GanLoss, Pair, Schedule, raw_from_image
+from training.template_rendering import render_template
 
 
 def _color(**changes: float) -> torch.Tensor:
@@ -85,6 +92,95 @@ def test_augmentation_is_twice_differentiable() -> None:
 
     assert torch.autograd.gradcheck(run, (image, raw))
     assert torch.autograd.gradgradcheck(run, (image, raw))
+
+
+# Cameras.
+
+
+def _moves(count: int, *, seed: int = 0) -> CameraMove:
+    return draw_move(Draw(count, 1.0, stream(seed), torch.device('cpu')))
+
+
+def _labels(count: int) -> torch.Tensor:
+    """Cameras that use all of the intrinsics: two focal lengths, skew, a principal point off the middle."""
+    angles = torch.randn(3, count, generator=stream(8)) * 0.3
+    label = orbit_camera(angles[0], angles[1], roll=angles[2])
+    label[:, 16:25] = torch.tensor([4.2, 0.1, 0.52, 0.0, 4.6, 0.47, 0.0, 0.0, 1.0])
+    return label
+
+
+def test_a_moved_camera_sees_the_moved_image() -> None:
+    move, label = _moves(6), _labels(6)
+    points = torch.randn(6, 20, 3, generator=stream(9)) * 0.2
+    at, depth = project(points, label)
+    moved, same = project(points, move.label(label))
+    wanted = (at - 0.5) @ move.linear.transpose(1, 2) + 0.5 + move.shift[:, None]
+    assert torch.allclose(moved, wanted, atol=1e-5)
+    assert torch.allclose(same, depth, atol=1e-5)
+    pose, intrinsics = unpack_label(move.label(label))
+    assert torch.allclose(pose[:, :3, :3] @ pose[:, :3, :3].transpose(1, 2), torch.eye(3), atol=1e-5)
+    assert torch.equal(intrinsics[:, 1, 0], torch.zeros(6))
+    assert (intrinsics[:, [0, 1], [0, 1]] > 0).all()
+    extra = torch.cat([label, torch.arange(12.0).view(6, 2)], dim=1)
+    assert torch.equal(move.label(extra), torch.cat([move.label(label), extra[:, 25:]], dim=1))
+
+
+def test_a_moved_rendering_is_the_moved_cameras_rendering() -> None:
+    """Of a head that stays inside the picture; only pixels at its edge and its seams may differ."""
+    template = ellipsoid_template(mouth_hole=False)
+    move, label, head = _moves(4, seed=2), _labels(4), posed(template, 4)
+    label[:, 16], label[:, 20] = 2.1, 2.3
+    before, after = (
+        render_template(template, head, cameras, resolution=96, mode='correspondence')
+        for cameras in (label, move.label(label))
+    )
+    assert (before - after).abs().mean() > 0.1
+    assert (move.images(before) - after).abs().amax(dim=1).flatten().quantile(0.95) < 0.1
+
+
+def test_what_lies_outside_is_reflected() -> None:
+    assert reflected(torch.tensor([-3, -1, 0, 3, 4, 6, 9]), 4).tolist() == [2, 0, 0, 3, 3, 1, 1]
+    image = torch.arange(4.0).expand(1, 1, 4, 4)
+    shifted = CameraMove(torch.eye(2)[None], torch.tensor([[0.5, 0.0]])).images(image)  # two pixels to the right
+    assert shifted[0, 0, 0].tolist() == [1, 0, 0, 1]
+    still = CameraMove(torch.eye(2)[None], torch.zeros(1, 2))
+    assert torch.equal(still.images(image), image)
+
+
+def test_template_and_image_stay_aligned() -> None:
+    """A template that is the image: where colours were left alone, the discriminator sees twice the same."""
+    count = 160
+    template = ellipsoid_template()
+    generator, label = torch.nn.Module(), _labels(count)
+    loss = GanLoss(generator, Watching(), config=LossConfig(), augment=Augment(camera=True))  # type: ignore[arg-type]
+    image = torch.randn(count, 3, 16, 16, generator=stream(4))
+    pair = Pair(image=image, image_raw=raw_from_image(image, 8), template=image.clone())
+    conditions = Conditions(label=label, head=posed(template, count), discriminator_label=label)
+    schedule = Schedule(blur_sigma=0.0, swap_probability=0.0, augment_probability=0.4)
+    loss._judge(pair, conditions, schedule, stream(6))
+    seen = loss.discriminator.seen  # type: ignore[attr-defined]
+    moved = (seen['template'] != image).flatten(1).any(dim=1)
+    assert torch.equal(moved, (seen['label'] != label).any(dim=1))
+    assert 0.5 < moved.float().mean() < 0.95  # 1 - 0.6 ** 3
+    aligned = (seen['template'] == seen['image']).flatten(1).all(dim=1)
+    assert (aligned & moved).sum() > 3  # 0.6 ** 6 of them have no colour, noise or cut
+    small = raw_from_image(seen['template'][aligned & moved], 8)
+    assert (small - seen['image_raw'][aligned & moved]).abs().mean() < 0.5 * small.abs().mean()
+
+
+class Watching(torch.nn.Module):
+    """A discriminator that keeps what it was shown."""
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        self.seen = inputs
+        return inputs['image'].mean(dim=(1, 2, 3))[:, None]
+
+
+def test_moved_images_are_twice_differentiable() -> None:
+    move = _moves(2)
+    image = torch.randn(2, 1, 5, 5, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: move.images(x).square(), image)
+    assert torch.autograd.gradgradcheck(lambda x: move.images(x).square(), image, fast_mode=True)
 
 
 def test_ada_moves_by_the_sign() -> None:

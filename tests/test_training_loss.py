@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases_dataset import SheetHead, random_labels, random_params
-from cases_training import tiny_config, tiny_dataset, tiny_trainer
+from cases_training import tiny_dataset, tiny_trainer
 from torch import Tensor, nn
 
 from dnnlib import UserError
@@ -320,18 +319,6 @@ def _poisoned(trainer: Trainer, poison: Tensor) -> Tensor:
     return poison * sum(parameter.sum() for parameter in trainer.g.parameters)
 
 
-def test_freeze_d_freezes_the_first_layers(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, freeze_d=3)
-    names = trainer.discriminator.first_layers(3)
-    assert {name.rpartition('.')[0] for name in names} == {'fromrgb', 'b16.conv0', 'b16.conv1'}
-    before = trainer.networks()['D']
-    trainer.step(next(trainer.loader()))
-    after = trainer.networks()['D']
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert not changed & names
-    assert 'b16.skip.weight' in changed
-
-
 def test_initial_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = tiny_trainer(tmp_path)
@@ -344,12 +331,6 @@ def test_initial_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     name = 'b16.conv0.weight'
     assert torch.equal(first.networks()['D'][name], second.networks()['D'][name])
     assert not torch.equal(first.networks()['D'][name], other.networks()['D'][name])
-
-
-def test_release_style_labels_train(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, D__label_dim=75, D__label_noise=1.0, D__template='none')
-    trainer.step(next(trainer.loader()))
-    assert dataclasses.asdict(tiny_config())['discriminator']['template'] == 'correspondence'
 
 
 def test_bf16_gradients_point_where_fp32_ones_do(tmp_path: Path) -> None:
