@@ -121,14 +121,17 @@ def count_phases(subject: Subject) -> dict[str, Work]:
 
 @click.command(cls=Command)
 @click.option('--out', required=True, metavar='JSON', help='The file to write.')
-def main(out: str) -> None:
-    """Count the full-size networks on a CPU, in fp32 and with the PyTorch twins of the ops."""
+@click.option('--cfg', default=FULL_SIZE, show_default=True, help='Preset to count.')
+@click.option('--phases/--no-phases', default=True, show_default=True, help='Count the training phases too.')
+def main(out: str, cfg: str, phases: bool) -> None:
+    """Count a preset's networks on a CPU, in fp32 and with the PyTorch twins of the ops."""
     os.environ['NEXT3D_OPS'] = 'reference'
     cpu = torch.device('cpu')
-    gflop = count_stages(build_subject(FULL_SIZE, batch=1, device=cpu))
-    gflop.update(count_phases(build_subject(FULL_SIZE, batch=BATCH, device=cpu)))
+    gflop = count_stages(build_subject(cfg, batch=1, device=cpu))
+    if phases:
+        gflop.update(count_phases(build_subject(cfg, batch=BATCH, device=cpu)))
     content = {
-        'what': f'GFLOP of each row at {FULL_SIZE} by the convolution (or matrix product) whose ceiling bounds it; '
+        'what': f'GFLOP of each row at {cfg} by the convolution (or matrix product) whose ceiling bounds it; '
         f'stages at batch 1, training phases (forward and backward) at batch {BATCH}, filters left out',
         'how': "benchmarks/flops.py: torch.utils.flop_counter's formulas on this project's modules, PyTorch twins",
         'commit': commit(Path(__file__).resolve().parent),

@@ -25,6 +25,7 @@ from training.conditions import Conditions, ConditionSource, label_width
 from training.config import LossConfig, TrainConfig, preset
 from training.discriminator import DualDiscriminator
 from training.head import load_head_model
+from training.loop import warm_start
 from training.loss import Schedule
 from training.trainer import Trainer
 
@@ -232,6 +233,29 @@ def test_label_noise_is_a_stream_and_leaves_the_label(tmp_path: Path) -> None:
     assert torch.equal(first, penalty(0))
     assert not torch.equal(first, penalty(4))
     assert torch.equal(conditions.discriminator_label, label)
+
+
+@pytest.mark.parametrize('second', ['shown', 'told'])
+def test_both_ways_to_tell_the_expression_start_from_one_discriminator(second: str, tmp_path: Path) -> None:
+    """The paper's Fig. 9: the same weights go on with the template rendering, or with coefficients in the label."""
+    first = tiny_trainer(tmp_path, D__template='none')
+    model = first.dataset.head_model
+    info = Info(images_seen=0, head_model='sheet', head_model_hash=model.content_hash)
+    save_snapshot(
+        tmp_path / 'a.pkl',
+        Snapshot(config=first.config, info=info, template=model.template, networks=first.networks()),
+    )
+    changes = {} if second == 'shown' else RECIPES['expression told to D, not shown']
+    trainer = tiny_trainer(tmp_path, resume=str(tmp_path / 'a.pkl'), **changes)
+    lines = warm_start(trainer, trainer.config)
+    assert any('are new and start at 0' in line for line in lines)
+    logits = []
+    for player in (first, trainer):
+        pair = player.loss._real(torch.zeros(2, 3, 16, 16), player.source.real([1, 2]), player.schedule())
+        conditions = player.source.real([1, 2])
+        inputs = {'image': pair.image, 'image_raw': pair.image_raw, 'template': pair.template}
+        logits.append(player.discriminator(label=conditions.discriminator_label, **inputs))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
 
 
 # From the command line.

@@ -132,7 +132,8 @@ def summarize(chosen: set[str], labels: Mapping[str, Any]) -> list[str]:
 def _finders(path: str | os.PathLike[str], config: TrainConfig) -> tuple[dict[str, Finder], list[str]]:
     """How to find the tensors of each network that a file holds, and warnings."""
     if not is_pickle(path):
-        return {name: _by_name(state) for name, state in load_snapshot(path).networks.items() if state}, []
+        networks = load_snapshot(path).networks
+        return {name: (_judge if name == 'D' else _by_name)(state) for name, state in networks.items() if state}, []
     file = read_legacy_pickle(path)
     generator = any_generator(file, where=path)
     if family(generator) == 'eg3d':
@@ -141,7 +142,7 @@ def _finders(path: str | os.PathLike[str], config: TrainConfig) -> tuple[dict[st
     for name, network in file.networks.items():
         if name == 'D':
             resolution = int(network.kwargs.get('img_resolution', 0))
-            finders[name] = _by_name(rename_discriminator_state(network.state_dict, image_resolution=resolution))
+            finders[name] = _judge(rename_discriminator_state(network.state_dict, image_resolution=resolution))
         else:
             finders[name] = _by_name(rename_generator_state(network.state_dict))
     return finders, _other_rendering(generator, config.generator)
@@ -162,6 +163,18 @@ def _by_name(state: Mapping[str, Tensor]) -> Finder:
     return lambda name, own: _fitting(state.get(name), own, missing='not in the file')
 
 
+def _judge(state: Mapping[str, Tensor], *, missing: str = 'not in the file') -> Finder:
+    """By name; a discriminator that sees or is told more than the file's has the same features and logits at first."""
+
+    def find(name: str, own: Tensor) -> Found:
+        value = state.get(name)
+        if value is not None and name in ('fromrgb.weight', 'mapping.embed.weight'):
+            return _widen(value.float(), own, missing=missing)
+        return _fitting(value, own, missing=missing)
+
+    return find
+
+
 def _fitting(value: Tensor | None, own: Tensor, *, missing: str) -> Found:
     if value is None:
         return Found(None, missing)
@@ -174,7 +187,9 @@ def _eg3d_finders(file: LegacyFile, config: TrainConfig) -> dict[str, Finder]:
     finders: dict[str, Finder] = {}
     for name, network in file.networks.items():
         if name == 'D':
-            finders[name] = Eg3dDiscriminator(network, config.discriminator.image_resolution).find
+            resolution = config.discriminator.image_resolution
+            state = rename_discriminator_state(network.state_dict, image_resolution=resolution)
+            finders[name] = _judge(state, missing=_NO_LAYER)
         else:
             finders[name] = Eg3dGenerator(network, config.generator).find
     return finders
@@ -239,24 +254,11 @@ class Eg3dGenerator:
         return Found(torch.cat([front, top, third if kind == 'bias' else empty]), note)
 
 
-class Eg3dDiscriminator:
-    """Finds the tensors of our discriminator in EG3D's (or one with fewer inputs): same features, same logits."""
-
-    def __init__(self, network: LegacyNetwork, image_resolution: int) -> None:
-        self.state = rename_discriminator_state(network.state_dict, image_resolution=image_resolution)
-
-    def find(self, name: str, own: Tensor) -> Found:
-        value = self.state.get(name)
-        if value is not None and name in ('fromrgb.weight', 'mapping.embed.weight'):
-            return _widen(value.float(), own)
-        return _fitting(value, own, missing=_NO_LAYER)
-
-
-def _widen(value: Tensor, own: Tensor) -> Found:
+def _widen(value: Tensor, own: Tensor, *, missing: str) -> Found:
     """More inputs [out, in, ...]: the new ones start at 0, the old ones keep their effect under equalized gains."""
     before, after = value.shape[1], own.shape[1]
     if before >= after or value.shape[0] != own.shape[0]:
-        return _fitting(value, own, missing=_NO_LAYER)
+        return _fitting(value, own, missing=missing)
     added = value.new_zeros(value.shape[0], after - before, *value.shape[2:])
     note = f'inputs {before} to {after - 1} are new and start at 0'
     return Found(torch.cat([value * math.sqrt(after / before), added], dim=1), note)
