@@ -76,6 +76,7 @@ def test_map_truncates_as_recorded(case: dict, generator: Generator) -> None:
 
 def test_identity_and_planes(case: dict, generator: Generator, identity: Identity, planes: Planes) -> None:
     assert_parity('textures', identity.texture, case)
+    assert identity.static_planes is not None
     assert_parity('static_planes', identity.static_planes.flatten(1, 2), case)
     assert_parity('blended_planes', planes.features, case)
 

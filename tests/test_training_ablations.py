@@ -82,6 +82,7 @@ def test_learns_resumes_and_survives_a_snapshot(recipe: str, tmp_path: Path) -> 
 
     resumed = tiny_trainer(tmp_path, **RECIPES[recipe])
     resumed.load_state(between, where='state')
+    assert resumed.average.render_resolution == resumed.schedule().render_resolution
     resumed.step(next(resumed.loader()))
     assert _equal(trainer.state(), resumed.state())
     assert resumed.average.render_resolution == trainer.average.render_resolution

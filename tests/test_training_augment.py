@@ -151,14 +151,14 @@ def test_template_and_image_stay_aligned() -> None:
     """A template that is the image: where colours were left alone, the discriminator sees twice the same."""
     count = 160
     template = ellipsoid_template()
-    generator, label = torch.nn.Module(), _labels(count)
-    loss = GanLoss(generator, Watching(), config=LossConfig(), augment=Augment(camera=True))  # type: ignore[arg-type]
+    judge, label = Watching(), _labels(count)
+    loss = GanLoss(nn.Module(), judge, config=LossConfig(), augment=Augment(camera=True))  # type: ignore[arg-type]
     image = torch.randn(count, 3, 16, 16, generator=stream(4))
     pair = Pair(image=image, image_raw=raw_from_image(image, 8), template=image.clone())
     conditions = Conditions(label=label, head=posed(template, count), discriminator_label=label)
     schedule = Schedule(blur_sigma=0.0, swap_probability=0.0, augment_probability=0.4)
     loss._judge(pair, conditions, schedule, stream(6))
-    seen = loss.discriminator.seen  # type: ignore[attr-defined]
+    seen = judge.seen
     moved = (seen['template'] != image).flatten(1).any(dim=1)
     assert torch.equal(moved, (seen['label'] != label).any(dim=1))
     assert 0.5 < moved.float().mean() < 0.95  # 1 - 0.6 ** 3
@@ -168,8 +168,10 @@ def test_template_and_image_stay_aligned() -> None:
     assert (small - seen['image_raw'][aligned & moved]).abs().mean() < 0.5 * small.abs().mean()
 
 
-class Watching(torch.nn.Module):
+class Watching(nn.Module):
     """A discriminator that keeps what it was shown."""
+
+    seen: dict[str, torch.Tensor]
 
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         self.seen = inputs

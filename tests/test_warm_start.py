@@ -101,6 +101,7 @@ def test_the_volume_of_the_static_planes_is_that_of_eg3d(aggregation: str, lr_mu
     for seed, name in enumerate(('G', 'G_ema')):
         generator, state = modules[name], random_state(eg3d_shapes(SIZE), seed=seed)
         assert isinstance(generator, Generator)
+        assert generator.static is not None
         z, label = torch.randn(2, 12), torch.randn(2, 25)
         ws = generator.map(z, label)[:, : generator.num_half]
         expected = eg3d_volume(state, eg3d_planes(state, ws), points, lr_mul=lr_mul)
@@ -116,6 +117,7 @@ def test_with_three_planes_the_third_keeps_what_is_constant(eg3d: Path) -> None:
     lines = start_from(eg3d, modules, chosen)
     generator, state = modules['G'], random_state(eg3d_shapes(SIZE))
     assert isinstance(generator, Generator)
+    assert generator.static is not None
     ws = generator.map(torch.randn(2, 12), torch.randn(2, 25))[:, : generator.num_half]
     planes = generator.static(ws)
     torch.testing.assert_close(planes[:, :2], eg3d_planes(state, ws)[:, :2])
