@@ -181,8 +181,8 @@ def gradients(objective: Objective, name: str) -> dict[str, Tensor]:
     }
 
 
-def slopes(objective: Objective, name: str) -> dict[str, Slopes]:
-    """Along a random direction of each sub-network."""
+def slopes(objective: Objective, name: str, *, networks: tuple[str, ...] | None = None) -> dict[str, Slopes]:
+    """Along a random direction of each sub-network, or of those named."""
     network = objective.network(name)
     with pytest.MonkeyPatch.context() as patch:
         constants = Constants(patch, objective, fakes=network is objective.discriminator)
@@ -198,4 +198,5 @@ def slopes(objective: Objective, name: str) -> dict[str, Slopes]:
                 **differences(value, network, direction),
             )
             for group, direction in directions(network)
+            if networks is None or group in networks
         }

@@ -110,6 +110,9 @@ def test_options_reach_the_config() -> None:
         '--density-reg=0': ('loss.density_weight', 0.0),
         '--set=G.plane_layout=release': ('generator.plane_layout', 'release'),
         '--freezed=2': ('freeze_d', 2),
+        '--p=0.3': ('augment_p', 0.3),
+        '--neural_rendering_resolution_initial=4': ('loss.render_resolution_initial', 4),
+        '--neural-rendering-resolution-fade-kimg=7': ('loss.render_fade_kimg', 7.0),
     }
     seen: dict[str, Any] = {}
 
