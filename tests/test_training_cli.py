@@ -101,7 +101,7 @@ def test_options_reach_the_config() -> None:
         '--snap=7': ('image_ticks', 7),
         '--metrics=none': ('metrics', []),
         '--gen_pose_cond=false': ('generator.label_scale', 0.0),
-        '--neural-rendering-resolution=4': ('generator.render_resolution', 4),
+        '--neural_rendering_resolution_final=4': ('generator.render_resolution', 4),
         '--mouth=texture': ('generator.mouth_source', 'texture'),
         '--mouth-planes=front': ('generator.mouth_planes', 'front'),
         '--disc-template=none': ('discriminator.template', 'none'),
