@@ -57,6 +57,8 @@ def test_a_run_from_end_to_end(data: Path, tmp_path: Path) -> None:
         'log.txt',
         'network-snapshot-000000.pkl',
         'reals.png',
+        'report.html',
+        'sessions.jsonl',
         'stats.jsonl',
         'training-state.pt',
         'training_options.json',

@@ -17,7 +17,7 @@ import numpy as np
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
-from torch_utils.stats import Moments, Stats
+from torch_utils.stats import Stats
 from training.checkpoint import (
     Info,
     Snapshot,
@@ -31,7 +31,7 @@ from training.config import TrainConfig, to_dict
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
 from training.head import load_head_model
-from training.reporting import Tick, memory, progress_bar
+from training.reporting import Reporter, Tick, measure_memory, memory, progress_bar
 from training.run_directory import STATE_FILE, RunDirectory, changed_fields, exclusive
 from training.trainer import DivergedError, Trainer
 from training.warm_start import start_from
@@ -153,6 +153,9 @@ class Run:
         self.trainer.generator.checkpoint = options.checkpoint
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.grid = GridSource(config, dataset, device=communicator.device)
+        self.reporter: Reporter | None = None
+        if directory is not None:
+            self.reporter = Reporter(directory, config, dataset=dataset, communicator=communicator)
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
         self.started = self.tick_started = time.perf_counter()
@@ -196,6 +199,8 @@ class Run:
             self.seconds_before, self.metrics = info['seconds'], info['metrics']
         if self.directory is not None:
             self.directory.begin(self.config, images_seen=self.trainer.images_seen)
+        if self.reporter is not None:
+            self.reporter.begin(images_seen=self.trainer.images_seen)
         if self.trainer.images_seen:
             self._log(f'resumed {file} at kimg {self.trainer.images_seen / 1000:.3f}')
             return
@@ -219,8 +224,11 @@ class Run:
         self._log(f'{self.dataset.name}: {len(self.dataset)} items of {self.dataset.resolution} px')
 
     def _step(self, loader: Any) -> None:
+        started = time.perf_counter()
+        batch = next(loader)
+        self.stats.report('Timing/data_sec', time.perf_counter() - started)
         try:
-            self.trainer.step(next(loader))
+            self.trainer.step(batch)
         except DivergedError:
             if self.directory is not None:
                 self._save_snapshot()
@@ -238,8 +246,11 @@ class Run:
             seconds=now - self.tick_started,
             maintenance=self.maintenance,
             augment=self.trainer.augment_probability,
+            memory=measure_memory(self.communicator),
         )
-        self._report(tick, self.stats.collect(self.communicator))
+        moments = self.stats.collect(self.communicator)
+        if self.reporter is not None:
+            self.reporter.tick(tick, moments, generator=self.trainer.average, batch=self.trainer.plan.batch_gpu)
         save = done or number % self.config.snapshot_ticks == 0
         if self.directory is not None and (save or number % self.config.image_ticks == 0):
             self._save_fakes()
@@ -247,15 +258,6 @@ class Run:
             self._snapshot()
         self.tick_started, self.tick_start_images = time.perf_counter(), seen
         self.maintenance = self.tick_started - now
-
-    def _report(self, tick: Tick, numbers: dict[str, Moments]) -> None:
-        """One tick line, one line of stats.jsonl, TensorBoard scalars."""
-        if self.directory is None:
-            return
-        self.directory.log(tick.line(self.communicator))
-        self.directory.record('stats', tick.record(numbers))
-        means = {name: moments.mean for name, moments in numbers.items()}
-        self.directory.scalars({**tick.scalars(), **means}, images_seen=tick.images_seen)
 
     def _save_fakes(self) -> None:
         assert self.directory is not None
@@ -283,6 +285,8 @@ class Run:
         }
         save_training_state(self.directory.state_file, config=self.config, info=info, payload=state)
         self.directory.log(f'saved {path} and {self.directory.state_file.name}')
+        if self.reporter is not None:
+            self.reporter.report()
 
     def _measure(self) -> None:
         if not self.config.metrics:

@@ -30,6 +30,7 @@ from training.ema import ema_beta, update_ema
 from training.generator import Generator
 from training.layers import Conv2d
 from training.loss import GanLoss, Latents, Schedule
+from training.monitors import report_gradients
 from training.sampler import BatchPlan, MicroBatchIndices, load_micro_batches
 
 ADA_INTERVAL = 4  # steps between changes of the augmentation probability
@@ -262,6 +263,7 @@ class Trainer:
             self._skip(phase)
             return False
         self.stats.report(f'Gradient/{phase}/norm', norm)
+        report_gradients(self.stats, phase, player.network)
         self.skipped_in_row = 0
         player.optimizer.step()
         return True
