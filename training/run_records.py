@@ -78,8 +78,8 @@ def read_run(path: str | Path) -> RunRecords:
     metrics = {}
     for file in sorted(folder.glob('metric-*.jsonl')):
         records = [record for record in read_lines(file) if _number(record.get('value')) is not None]
-        if records:
-            metrics[file.stem.removeprefix('metric-')] = _by_images_seen(records)
+        if records := _by_images_seen(records):
+            metrics[file.stem.removeprefix('metric-')] = records
     grids = [(int(match[1]), file) for file in folder.iterdir() if (match := GRID.fullmatch(file.name))]
     reals = folder / 'reals.png'
     return RunRecords(
