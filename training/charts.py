@@ -1,6 +1,6 @@
 """Line charts as inline SVG: axes, labels, a legend with the last values, and values under the pointer.
 
-No scripts and no colours in the markup: series are told apart by the classes s0 to s7 of STYLE, which knows light and
+No scripts and no colours in the markup: series are told apart by the classes s0 to s9 of STYLE, which knows light and
 dark, and by dashes for the runs that are compared.
 """
 
@@ -11,11 +11,10 @@ import html
 import math
 
 Points = list[tuple[float, float]]
-WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38  # margins
+WIDTH, HEIGHT = 420, 210
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 36  # margins
 MAX_POINTS = 240  # of a line; longer ones keep the lowest and highest value of each stretch
 MAX_BANDS = 48  # places where the pointer shows values
-COLORS = 8
 STYLE = """
 figure.chart{margin:0;min-width:0}
 .chart figcaption{display:flex;flex-wrap:wrap;gap:.1rem .9rem;align-items:baseline;font-size:.8rem;color:var(--dim)}
@@ -24,21 +23,21 @@ figure.chart{margin:0;min-width:0}
 .chart text{font-size:12px;fill:var(--dim);font-variant-numeric:tabular-nums}
 .chart .grid{stroke:var(--line);stroke-width:1}
 .chart .axis{stroke:var(--dim);stroke-width:1}
-.chart path{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}
+.chart path{fill:none;stroke-width:1.5;stroke-linejoin:round;stroke-linecap:round}
 .chart .dash{stroke-dasharray:5 4}.chart .dots{stroke-dasharray:1.5 4}
 .chart .band{fill:transparent}.chart .band:hover{fill:var(--ink);fill-opacity:.07}
 .chart .note{font-size:.8rem;color:var(--dim);margin:.2rem 0 0}
 .key{display:inline-block;width:1.1rem;height:0;border-top:3px solid;margin-right:.35rem;vertical-align:.25em}
 .key.dash{border-top-style:dashed}.key.dots{border-top-style:dotted}
 """
-LIGHT = ('#2b6cb0', '#c2571a', '#2f855a', '#8a4fbf', '#b7791f', '#b83280', '#4a5568', '#0987a0')
-DARK = ('#7ab8f5', '#f2a56b', '#7fcf9f', '#c3a0ee', '#e3c06a', '#f08cc0', '#b5bfcc', '#66cfe0')
+LIGHT = ('#2b6cb0', '#c2571a', '#2f855a', '#8a4fbf', '#b7791f', '#b83280', '#0987a0', '#4a5568', '#8d6e4f', '#5a5fcf')
+DARK = ('#7ab8f5', '#f2a56b', '#7fcf9f', '#c3a0ee', '#e3c06a', '#f08cc0', '#66cfe0', '#b5bfcc', '#cdb08f', '#a3a8ff')
 DASHES = ('', 'dash', 'dots')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line; `run` numbers the runs that are compared."""
+    """A line; the same number of compared runs has one name, one colour, and a `run` each."""
 
     name: str
     points: Points  # (x, y) with ascending x; a y that is not finite breaks the line
@@ -48,7 +47,7 @@ class Series:
     @property
     def style(self) -> str:
         """CSS classes."""
-        return f's{self.color % COLORS} {DASHES[self.run % len(DASHES)]}'.rstrip()
+        return f's{self.color % len(LIGHT)} {DASHES[self.run % len(DASHES)]}'.rstrip()
 
 
 def palette(colors: tuple[str, ...]) -> str:
@@ -70,8 +69,9 @@ def line_chart(title: str, series: list[Series], *, x_label: str, log: bool = Fa
     body += [f'<path class="{line.style}" d="{_path(thin_out(line.points), scale)}"/>' for line in drawn]
     body.append(_bands(drawn, scale, x_label))
     keys = ''.join(
-        f'<span><i class="key {line.style}"></i>{html.escape(line.name)} {format_number(_last(line.points))}</span>'
-        for line in drawn
+        f'<span><i class="key {lines[0].style}"></i>{html.escape(name)} '
+        f'{" / ".join(format_number(_last(line.points)) for line in lines)}</span>'
+        for name, lines in _by_name(drawn).items()
     )
     caption = f'<figcaption><b>{html.escape(title)}</b>{keys}</figcaption>'
     foot = f'<p class="note">{html.escape(note)}</p>' if note else ''
@@ -150,9 +150,17 @@ class _Scale:
 def _widened(low: float, high: float, *, share: float) -> tuple[float, float]:
     """A range with a margin; a single value gets room around it."""
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
-        room = abs(low) * 0.1 or 1.0
-        return low - room, high + room
+        room = abs(low) * 0.1
+        return (low - room, high + room) if room else (low, 1.0)
     return low - (high - low) * share, high + (high - low) * share
+
+
+def _by_name(series: list[Series]) -> dict[str, list[Series]]:
+    """The same number of several runs together."""
+    groups: dict[str, list[Series]] = {}
+    for line in series:
+        groups.setdefault(line.name, []).append(line)
+    return groups
 
 
 def _drawable(points: Points, *, log: bool) -> Points:
@@ -183,7 +191,7 @@ def _axes(scale: _Scale, x_label: str) -> str:
         y = scale.y(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{format_number(value)}</text>')
-    for value in ticks_between(scale.x_low, scale.x_high, count=6):
+    for value in ticks_between(scale.x_low, scale.x_high, count=5):
         x = scale.x(value)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{format_number(value)}</text>')
@@ -197,14 +205,16 @@ def _bands(series: list[Series], scale: _Scale, x_label: str) -> str:
     places = sorted({x for line in series for x, _ in line.points})
     if len(places) > MAX_BANDS:
         places = [places[index * len(places) // MAX_BANDS] for index in range(MAX_BANDS)]
-    values = [dict(line.points) for line in series]
+    known = {name: [dict(line.points) for line in lines] for name, lines in _by_name(series).items()}
     edges = [scale.x(x) for x in places]
     parts = []
     for index, x in enumerate(places):
         left = LEFT if index == 0 else (edges[index - 1] + edges[index]) / 2
         right = WIDTH - RIGHT if index + 1 == len(places) else (edges[index] + edges[index + 1]) / 2
         lines = [
-            f'{line.name} {format_number(known[x])}' for line, known in zip(series, values, strict=True) if x in known
+            f'{name} {" / ".join(format_number(values.get(x, math.nan)) for values in runs)}'
+            for name, runs in known.items()
+            if any(x in values for values in runs)
         ]
         text = html.escape('\n'.join([f'{x_label} {format_number(x)}', *lines]))
         parts.append(

@@ -53,7 +53,8 @@ h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2
 .warning{background:var(--badbg);border:1px solid var(--bad);border-radius:8px;padding:.7rem .9rem;margin:.5rem 0}
 .warning b{color:var(--bad)}.fine{color:var(--good)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.25rem 1.2rem .25rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--dim);font-weight:500}td{overflow-wrap:anywhere}tr.best td{font-weight:600;color:var(--good)}
+th,td{text-align:left;white-space:nowrap;padding:.25rem 1.1rem .25rem 0;
+border-bottom:1px solid var(--line);vertical-align:top}
+th{color:var(--dim);font-weight:500}tr.best td{font-weight:600;color:var(--good)}
 details{margin:.8rem 0}summary{cursor:pointer;color:var(--dim)}pre{font-size:.8rem;overflow-x:auto}
 """

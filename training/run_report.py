@@ -24,7 +24,7 @@ from training.run_records import RunRecords, kimg_of, read_run
 REPORT_FILE = 'report.html'
 MAX_BYTES = 3_000_000
 MAX_GRIDS = 8
-MAX_ROWS = 24  # of a metric's table
+MAX_ROWS = 10  # of a metric's table, and of sessions
 MAX_CHANGES = 40
 MAX_OTHER = 24  # charts of numbers that have no place of their own
 
@@ -51,12 +51,12 @@ def make_page(runs: list[RunRecords]) -> str:
     sections = [
         _head(run),
         _warnings(run),
-        _section('Metrics', ''.join(_metric_table(item, name) for item, name in zip(runs, names, strict=True))),
-        _section('Curves', _dashes(names) + _charts(runs, names)),
+        _section('Metrics', _dashes(names) + _metrics(runs, names) if any(item.metrics for item in runs) else ''),
         _section('Samples', _pictures(run)),
+        _section('Curves', _dashes(names) + _charts(runs)),
         _section('Settings', ''.join(_settings(item, name) for item, name in zip(runs, names, strict=True))),
         _section('Sessions', _sessions(run)),
-        _other(runs, names),
+        _other(runs),
     ]
     dark = f'@media(prefers-color-scheme:dark){{{charts.palette(charts.DARK)}}}'
     style = STYLE + charts.STYLE + charts.palette(charts.LIGHT) + dark
@@ -137,20 +137,32 @@ def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
     return min(records, key=lambda record: record['value'])
 
 
-def _metric_table(run: RunRecords, name: str) -> str:
-    parts = []
-    for metric, records in run.metrics.items():
-        best = _best(records)
-        shown = few(records, MAX_ROWS)
-        if best not in shown:
-            shown = sorted([*shown, best], key=kimg_of)
-        rows = [
-            (format_number(kimg_of(record)), f'{record["value"]:.4f}', str(record.get('snapshot', '')))
-            for record in shown
-        ]
-        table = _table(('kimg', metric, 'snapshot'), rows, best=shown.index(best))
-        parts.append(f'<div class="card"><div class="sub">{html.escape(name)}</div>{table}</div>')
-    return f'<div class="charts">{"".join(parts)}</div>' if parts else ''
+def _metrics(runs: list[RunRecords], names: list[str]) -> str:
+    """A metric's curve, then its table in each run."""
+    cards = []
+    for metric in sorted({metric for run in runs for metric in run.metrics}):
+        series = []
+        for number, run in enumerate(runs):
+            points = [(kimg_of(record), float(record['value'])) for record in run.metrics.get(metric, [])]
+            series.append(Series(name=metric, points=points, run=number))
+        cards.append(line_chart(metric, series, x_label='kimg', note='Lower is better.'))
+        for run, name in zip(runs, names, strict=True):
+            if metric in run.metrics:
+                cards.append(
+                    f'<div class="sub">{html.escape(name)}, {html.escape(metric)}</div>{_metric_table(run.metrics[metric])}'
+                )
+    return _cards(cards)
+
+
+def _metric_table(records: list[dict[str, Any]]) -> str:
+    best = _best(records)
+    shown = few(records, MAX_ROWS)
+    if best not in shown:
+        shown = sorted([*shown, best], key=kimg_of)
+    rows = [
+        (format_number(kimg_of(record)), f'{record["value"]:.4f}', str(record.get('snapshot', ''))) for record in shown
+    ]
+    return _table(('kimg', 'value', 'snapshot'), rows, best=shown.index(best))
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, best: int | None = None) -> str:
@@ -170,37 +182,29 @@ def _dashes(names: list[str]) -> str:
         f'<i class="key {charts.DASHES[index % len(charts.DASHES)]}"></i>{html.escape(name)}'
         for index, name in enumerate(names)
     )
-    return f'<p class="sub">{" &nbsp; ".join(keys)}</p>'
+    return f'<p class="sub chart">{" &nbsp; ".join(keys)}</p>'
 
 
-def _chart(
-    runs: list[RunRecords], names: list[str], title: str, wanted: tuple[str, ...], *, log: bool, note: str
-) -> str:
+def _chart(runs: list[RunRecords], title: str, wanted: tuple[str, ...], *, log: bool, note: str) -> str:
     """One figure of the numbers `wanted` of all runs."""
     prefix = wanted[0] if wanted[0].endswith('/') else None
     series = []
-    for number, (run, run_name) in enumerate(zip(runs, names, strict=True)):
+    for number, run in enumerate(runs):
         found = run.names(prefix) if prefix else wanted
+        lasts = [name.rpartition('/')[2] for name in wanted]
         for color, name in enumerate(name for name in found if not name.endswith('/skipped')):
-            label = name.removeprefix(prefix) if prefix else name.rpartition('/')[2].replace('_', ' ')
-            label = label if len(runs) == 1 else f'{label}, {run_name}'
+            alike = not prefix and lasts.count(name.rpartition('/')[2]) > 1
+            label = ' '.join(name.split('/')[-2 if alike else -1 :]).replace('_', ' ')
             series.append(Series(name=label, points=run.series(name), color=color, run=number))
     return line_chart(title, series, x_label='kimg', log=log, note=note)
 
 
-def _charts(runs: list[RunRecords], names: list[str]) -> str:
-    figures = []
-    for metric in sorted({metric for run in runs for metric in run.metrics}):
-        series = []
-        for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-            points = [(kimg_of(record), float(record['value'])) for record in run.metrics.get(metric, [])]
-            series.append(Series(name=name if len(runs) > 1 else metric, points=points, run=number))
-        figures.append(line_chart(metric, series, x_label='kimg', note='Lower is better.'))
-    figures += [_chart(runs, names, title, wanted, log=log, note=note) for title, wanted, log, note in CHARTS]
+def _charts(runs: list[RunRecords]) -> str:
+    figures = [_chart(runs, title, wanted, log=log, note=note) for title, wanted, log, note in CHARTS]
     return _cards(figures)
 
 
-def _other(runs: list[RunRecords], names: list[str]) -> str:
+def _other(runs: list[RunRecords]) -> str:
     """Numbers that have no chart above, folded away."""
     shown = {name for _, wanted, _, _ in CHARTS for name in wanted}
     prefixes = tuple(name for name in shown if name.endswith('/'))
@@ -209,7 +213,7 @@ def _other(runs: list[RunRecords], names: list[str]) -> str:
         for name in runs[0].names('')
         if name not in shown and name not in HIDDEN and not name.startswith(('Dataset/', *prefixes))
     ]
-    figures = [_chart(runs, names, name, (name,), log=False, note='') for name in rest[:MAX_OTHER]]
+    figures = [_chart(runs, name, (name,), log=False, note='') for name in rest[:MAX_OTHER]]
     cards = _cards(figures)
     return f'<details><summary>Other numbers</summary>{cards}</details>' if cards else ''
 
