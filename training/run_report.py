@@ -54,7 +54,7 @@ def make_page(runs: list[RunRecords]) -> str:
         _section('Metrics', _dashes(names) + _metrics(runs, names) if any(item.metrics for item in runs) else ''),
         _section('Samples', _pictures(run)),
         _section('Curves', _dashes(names) + _charts(runs)),
-        _section('Settings', ''.join(_settings(item, name) for item, name in zip(runs, names, strict=True))),
+        _section('Settings', _cards([_settings(item, name) for item, name in zip(runs, names, strict=True)])),
         _section('Sessions', _sessions(run)),
         _other(runs),
     ]
@@ -116,7 +116,7 @@ def _warnings(run: RunRecords) -> str:
         return _section('Warnings', '<p>Nothing was recorded yet.</p>')
     body = ''.join(
         f'<div class="warning"><b>{html.escape(change.name)}</b> since kimg {format_number(change.kimg)}: '
-        f'{html.escape(change.cause)}.<br>{html.escape(change.remedy)}.</div>'
+        f'{html.escape(change.cause)}.<br>Remedy: {html.escape(change.remedy)}.</div>'
         for change in active
     )
     return _section('Warnings', (body or '<p class="fine">None at the last tick.</p>') + _history(changes))
@@ -148,9 +148,8 @@ def _metrics(runs: list[RunRecords], names: list[str]) -> str:
         cards.append(line_chart(metric, series, x_label='kimg', note='Lower is better.'))
         for run, name in zip(runs, names, strict=True):
             if metric in run.metrics:
-                cards.append(
-                    f'<div class="sub">{html.escape(name)}, {html.escape(metric)}</div>{_metric_table(run.metrics[metric])}'
-                )
+                table = _metric_table(run.metrics[metric])
+                cards.append(f'<div class="sub">{html.escape(name)}, {html.escape(metric)}</div>{table}')
     return _cards(cards)
 
 
@@ -251,7 +250,7 @@ def _settings(run: RunRecords, name: str) -> str:
     origin = html.escape(chosen) if known else 'default'
     table = _table(('setting', origin, name), rows) if rows else f'<p>All as in {origin}.</p>'
     everything = _table(('setting', 'value'), [(key, _text(value)) for key, value in _flat(run.options).items()])
-    return f'<div class="card">{table}<details><summary>All settings</summary>{everything}</details></div>'
+    return f'{table}<details><summary>All settings</summary>{everything}</details>'
 
 
 def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
