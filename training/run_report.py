@@ -262,7 +262,7 @@ def _flat(values: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return '' if value is None else ', '.join(map(str, value)) if isinstance(value, list) else str(value)
+    return '–' if value is None else ', '.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _sessions(run: RunRecords) -> str:
