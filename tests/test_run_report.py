@@ -283,6 +283,8 @@ def test_points_lie_where_the_axes_say() -> None:
         rows = {label: float(y) - 4 for y, label in labels.items()}
         for (_, y), value in ((start, values[0]), (stop, values[1])):
             assert rows[format_number(value)] == pytest.approx(float(y), abs=0.11)
+    narrow = line_chart('t', [Series(name='x', points=[(0.0, 1.1), (1.0, 1.3)])], x_label='kimg', log=True)
+    assert narrow.count('class="grid"') > 2
     assert 'M' not in line_chart('t', [Series(name='x', points=[(0.0, 0.0)])], x_label='kimg', log=True)
 
 

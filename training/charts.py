@@ -144,7 +144,7 @@ class _Scale:
         step = max(1, (high - low) // 6)
         values = [factor * 10.0**power for power in range(low, high + 1, step) for factor in factors]
         inside = [value for value in values if self.y_low <= math.log10(value) <= self.y_high]
-        return inside or [10 ** ((self.y_low + self.y_high) / 2)]
+        return inside if len(inside) > 1 else ticks_between(10**self.y_low, 10**self.y_high)
 
 
 def _widened(low: float, high: float, *, share: float) -> tuple[float, float]:
