@@ -164,8 +164,13 @@ def test_a_damaged_folder(run: Path) -> None:
     page = Page(write_report(run).read_text())
     assert '<b>cpu</b>' in page.text
     assert len(page.links) == 2
-    for options in ('{"preset": ["x"], "kimg": "long", "more": {"a": [1]}}', '[]', '{"preset'):
-        (run / 'training_options.json').write_text(options)
+    options = json.loads((run / 'training_options.json').read_text())
+    (run / 'training_options.json').write_text(json.dumps({**options, 'history': [{'images_seen': 8}]}))
+    config = read_run(run).config  # what the folder keeps beside the config does not hide it
+    assert config is not None
+    assert config.kimg == 0.1
+    for text in ('{"preset": ["x"], "kimg": "long", "more": {"a": [1]}}', '[]', '{"preset'):
+        (run / 'training_options.json').write_text(text)
         Page(write_report(run).read_text())
 
 

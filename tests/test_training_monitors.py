@@ -146,6 +146,20 @@ def test_dataset_numbers(tmp_path: Path) -> None:
     assert numbers['Dataset/out_of_frame'] == pytest.approx(0.4)
 
 
+def test_heads_without_parameters_or_jaw(
+    tmp_path: Path, tiny: tuple[Probe, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meshes: the model's neutral head opens its jaw. No jaw: no response, instead of a wrong one."""
+    _, generator = tiny
+    meshes = HeadDataset(make_dataset(tmp_path / 'meshes.zip', heads='mesh'), head_model=SheetHead())
+    probe = Probe(tiny_config(meshes.path), meshes, device=CPU.device)
+    torch.testing.assert_close(probe.closed.vertices, meshes.head_model.template.vertices.expand(4, -1, -1))
+    assert probe.measure(generator, batch=4)['Monitor/expression_response'] > 0
+    monkeypatch.setattr(monitors, 'JAW_OPEN', 0.0)
+    stiff = Probe(tiny_config(meshes.path), meshes, device=CPU.device)
+    assert 'Monitor/expression_response' not in stiff.measure(generator, batch=4)
+
+
 def _some_far(translation: np.ndarray, count: int) -> np.ndarray:
     """Zero, but 5 m to the side for the first `count`."""
     far = np.zeros_like(translation)

@@ -31,7 +31,7 @@ from training.config import TrainConfig, to_dict
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
 from training.head import load_head_model
-from training.reporting import Reporter, Tick, measure_memory, memory, progress_bar
+from training.reporting import Reporter, Tick, measure_memory, memory, progress_bar, timed
 from training.run_directory import STATE_FILE, RunDirectory, changed_fields, exclusive
 from training.trainer import DivergedError, Trainer
 from training.warm_start import start_from
@@ -170,7 +170,7 @@ class Run:
                 f'this run is complete at kimg {self.trainer.images_seen / 1000:.1f}; a larger --kimg continues it'
             )
             return
-        loader = self.trainer.loader(workers=self.options.workers)
+        loader = timed(self.trainer.loader(workers=self.options.workers), self.stats)
         tick_images = max(round(self.config.tick_kimg * 1000), 1)
         self.tick_started, self.tick_start_images = time.perf_counter(), self.trainer.images_seen
         with progress_bar(self.total, initial=self.trainer.images_seen, visible=self.communicator.is_main) as bar:
@@ -224,11 +224,8 @@ class Run:
         self._log(f'{self.dataset.name}: {len(self.dataset)} items of {self.dataset.resolution} px')
 
     def _step(self, loader: Any) -> None:
-        started = time.perf_counter()
-        batch = next(loader)
-        self.stats.report('Timing/data_sec', time.perf_counter() - started)
         try:
-            self.trainer.step(batch)
+            self.trainer.step(next(loader))
         except DivergedError:
             if self.directory is not None:
                 self._save_snapshot()

@@ -7,13 +7,14 @@ import platform
 import resource
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from torch_utils.distributed import Communicator, describe
-from torch_utils.stats import Moments
+from torch_utils.stats import Moments, Stats
 from training.conditions import HeadImages
 from training.config import TrainConfig
 from training.generator import Generator
@@ -22,6 +23,8 @@ from training.monitors import Probe, dataset_numbers
 from training.run_directory import RunDirectory
 from training.run_records import read_lines
 from training.run_report import write_report
+
+Batch = TypeVar('Batch')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,15 @@ class Reporter:
 def _plain(moments: dict[str, Moments]) -> dict[str, Any]:
     """Count, mean and deviation of what was collected."""
     return {name: dataclasses.asdict(value) for name, value in moments.items()}
+
+
+def timed(batches: Iterator[Batch], stats: Stats) -> Iterator[Batch]:
+    """The same batches; how long each one was waited for becomes Timing/data_sec."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches)
+        stats.report('Timing/data_sec', time.perf_counter() - started)
+        yield batch
 
 
 def format_time(seconds: float) -> str:

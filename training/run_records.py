@@ -14,6 +14,7 @@ from training.config import TrainConfig, from_dict
 from training.health import KIMG, Change, Watch, checks_for, means
 
 Points = list[tuple[float, float]]  # (kimg, value)
+CONFIG_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 GRID = re.compile(r'fakes(\d+)\.png')
 
 
@@ -22,7 +23,7 @@ class RunRecords:
     """A run folder's numbers and the names of its pictures."""
 
     path: Path
-    options: dict[str, Any]  # training_options.json; empty if there is none
+    options: dict[str, Any]  # the config in training_options.json; empty if there is none
     ticks: list[dict[str, float]]  # by images seen, each once
     metrics: dict[str, list[dict[str, Any]]]  # metric -> its records by images seen
     sessions: list[dict[str, Any]]  # who started or went on, in the order of time
@@ -84,7 +85,7 @@ def read_run(path: str | Path) -> RunRecords:
     reals = folder / 'reals.png'
     return RunRecords(
         path=folder,
-        options=_read_object(options),
+        options={name: value for name, value in _read_object(options).items() if name in CONFIG_FIELDS},
         ticks=[means(record) for record in _by_images_seen(read_lines(folder / 'stats.jsonl'))],
         metrics=metrics,
         sessions=[

@@ -26,6 +26,7 @@ MAX_BYTES = 3_000_000
 MAX_GRIDS = 8
 MAX_ROWS = 10  # of a metric's table, and of sessions
 MAX_CHANGES = 40
+NO_NORMS = ('/skipped', '/scale')  # of what lies beside the gradients' norms
 MAX_OTHER = 24  # charts of numbers that have no place of their own
 
 HIDDEN = ('Progress/tick', 'Progress/kimg', 'Timing/total_sec', 'images_seen')
@@ -191,7 +192,7 @@ def _chart(runs: list[RunRecords], title: str, wanted: tuple[str, ...], *, log: 
     for number, run in enumerate(runs):
         found = run.names(prefix) if prefix else wanted
         lasts = [name.rpartition('/')[2] for name in wanted]
-        for color, name in enumerate(name for name in found if not name.endswith('/skipped')):
+        for color, name in enumerate(name for name in found if not name.endswith(NO_NORMS)):
             alike = not prefix and lasts.count(name.rpartition('/')[2]) > 1
             label = ' '.join(name.split('/')[-2 if alike else -1 :]).replace('_', ' ')
             series.append(Series(name=label, points=run.series(name), color=color, run=number))
