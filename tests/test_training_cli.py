@@ -57,6 +57,8 @@ def test_a_run_from_end_to_end(data: Path, tmp_path: Path) -> None:
         'log.txt',
         'network-snapshot-000000.pkl',
         'reals.png',
+        'report.html',
+        'sessions.jsonl',
         'stats.jsonl',
         'training-state.pt',
         'training_options.json',
@@ -256,6 +258,8 @@ def test_two_ranks_from_the_command_line(data: Path, tmp_path: Path) -> None:
     assert 'ranks 2' in done.stdout
     record = json.loads((tmp_path / 'stats.jsonl').read_text())
     assert record['Loss/scores/real']['num'] == 4
+    assert record['Timing/data_sec']['num'] == 2  # both ranks wait for their data
+    assert record['Monitor/expression_response'] > 0
     metric = json.loads((tmp_path / 'metric-fd_random4.jsonl').read_text())
     assert (metric['images_seen'], metric['num_generated']) == (4, 4)
     assert load_generator(tmp_path / 'network-snapshot-000000.pkl').info.metrics == {'fd_random4': metric['value']}

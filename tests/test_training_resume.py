@@ -94,7 +94,10 @@ def test_pictures_are_identical(runs: dict[str, Path]) -> None:
 
 def _records(file: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    return [{key: value for key, value in record.items() if not key.startswith('Timing')} for record in records]
+    return [
+        {key: value for key, value in record.items() if not key.startswith(('Timing', 'Resources'))}
+        for record in records
+    ]
 
 
 def test_records_have_no_gaps_and_no_duplicates(runs: dict[str, Path]) -> None:

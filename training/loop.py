@@ -17,7 +17,7 @@ import numpy as np
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
-from torch_utils.stats import Moments, Stats
+from torch_utils.stats import Stats
 from training.checkpoint import (
     Info,
     Snapshot,
@@ -31,7 +31,7 @@ from training.config import TrainConfig, to_dict
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
 from training.head import load_head_model
-from training.reporting import Tick, memory, progress_bar
+from training.reporting import Reporter, Tick, measure_memory, memory, progress_bar, timed
 from training.run_directory import STATE_FILE, RunDirectory, changed_fields, exclusive
 from training.trainer import DivergedError, Trainer
 from training.warm_start import start_from
@@ -156,6 +156,9 @@ class Run:
         self.trainer.generator.checkpoint = options.checkpoint
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.grid = GridSource(config, dataset, device=communicator.device)
+        self.reporter: Reporter | None = None
+        if directory is not None:
+            self.reporter = Reporter(directory, config, dataset=dataset, communicator=communicator)
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
         self.started = self.tick_started = time.perf_counter()
@@ -170,7 +173,7 @@ class Run:
                 f'this run is complete at kimg {self.trainer.images_seen / 1000:.1f}; a larger --kimg continues it'
             )
             return
-        loader = self.trainer.loader(workers=self.options.workers)
+        loader = timed(self.trainer.loader(workers=self.options.workers), self.stats)
         tick_images = max(round(self.config.tick_kimg * 1000), 1)
         self.tick_started, self.tick_start_images = time.perf_counter(), self.trainer.images_seen
         with progress_bar(self.total, initial=self.trainer.images_seen, visible=self.communicator.is_main) as bar:
@@ -199,6 +202,8 @@ class Run:
             self.seconds_before, self.metrics = info['seconds'], info['metrics']
         if self.directory is not None:
             self.directory.begin(self.config, images_seen=self.trainer.images_seen)
+        if self.reporter is not None:
+            self.reporter.begin(images_seen=self.trainer.images_seen)
         if self.trainer.images_seen:
             self._log(f'resumed {file} at kimg {self.trainer.images_seen / 1000:.3f}')
             return
@@ -241,8 +246,11 @@ class Run:
             seconds=now - self.tick_started,
             maintenance=self.maintenance,
             augment=self.trainer.augment_probability,
+            memory=measure_memory(self.communicator),
         )
-        self._report(tick, self.stats.collect(self.communicator))
+        moments = self.stats.collect(self.communicator)
+        if self.reporter is not None:
+            self.reporter.tick(tick, moments, generator=self.trainer.average, batch=self.trainer.plan.batch_gpu)
         save = done or number % self.config.snapshot_ticks == 0
         if self.directory is not None and (save or number % self.config.image_ticks == 0):
             self._save_fakes()
@@ -250,15 +258,6 @@ class Run:
             self._snapshot()
         self.tick_started, self.tick_start_images = time.perf_counter(), seen
         self.maintenance = self.tick_started - now
-
-    def _report(self, tick: Tick, numbers: dict[str, Moments]) -> None:
-        """One tick line, one line of stats.jsonl, TensorBoard scalars."""
-        if self.directory is None:
-            return
-        self.directory.log(tick.line(self.communicator))
-        self.directory.record('stats', tick.record(numbers))
-        means = {name: moments.mean for name, moments in numbers.items()}
-        self.directory.scalars({**tick.scalars(), **means}, images_seen=tick.images_seen)
 
     def _save_fakes(self) -> None:
         assert self.directory is not None
@@ -286,6 +285,8 @@ class Run:
         }
         save_training_state(self.directory.state_file, config=self.config, info=info, payload=state)
         self.directory.log(f'saved {path} and {self.directory.state_file.name}')
+        if self.reporter is not None:
+            self.reporter.report()
 
     def _measure(self) -> None:
         if not self.config.metrics:

@@ -1,7 +1,7 @@
 """A run's folder: its options, log, statistics, and the one process that may write to it.
 
-training_options.json, log.txt, stats.jsonl, metric-<name>.jsonl, TensorBoard events, image grids,
-network-snapshot-<kimg>.pkl, training-state.pt. The numbers are cut back to the state's position on
+training_options.json, log.txt, stats.jsonl, metric-<name>.jsonl, sessions.jsonl, TensorBoard events, image grids,
+report.html, network-snapshot-<kimg>.pkl, training-state.pt. The numbers are cut back to the state's position on
 resume, so that a killed and resumed run reads like an uninterrupted one.
 """
 
@@ -119,6 +119,10 @@ class RunDirectory:
             self._events.add_scalar(name, value, images_seen)
         with self._explained('TensorBoard events'):
             self._events.flush()
+
+    def note(self, name: str, text: str, *, images_seen: int) -> None:
+        """A text to TensorBoard."""
+        self._events.add_text(name, text, images_seen)
 
     def picture(self, name: str, save: Callable[[IO[bytes]], None]) -> None:
         """An image file that is whole or absent."""

@@ -27,6 +27,7 @@ from training.conditions import Conditions, ConditionSource, HeadImages
 from training.config import TrainConfig
 from training.ema import ema_beta, update_ema
 from training.loss import GanLoss, Latents, Schedule
+from training.monitors import report_gradients
 from training.networks import build_networks
 from training.sampler import BatchPlan, MicroBatchIndices, load_micro_batches
 
@@ -273,6 +274,7 @@ class Trainer:
             self._skip(phase)
             return False
         self.stats.report(f'Gradient/{phase}/norm', norm)
+        report_gradients(self.stats, phase, player.network)
         self.skipped_in_row = 0
         player.optimizer.step()
         return True
