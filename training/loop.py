@@ -5,34 +5,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
 from torch_utils.stats import Moments, Stats
-from training.checkpoint import (
-    Info,
-    Snapshot,
-    load_training_state,
-    save_snapshot,
-    save_training_state,
-    snapshot_name,
-)
-from training.conditions import HeadImages, dataset_clips
-from training.config import TrainConfig, to_dict
+from training.checkpoint import NETWORKS, Info, Snapshot, snapshot_name
+from training.conditions import dataset_clips
+from training.config import TrainConfig
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
 from training.head import load_head_model
 from training.reporting import Tick, memory, progress_bar
-from training.run_directory import STATE_FILE, RunDirectory, changed_fields, exclusive
+from training.run_directory import RunDirectory, exclusive
+from training.sampler import explained_workers
+from training.snapshots import BackgroundWriter, fingerprint, resume_point, write_files
 from training.trainer import DivergedError, Trainer
 from training.warm_start import start_from
 
@@ -50,6 +44,8 @@ class RunOptions:
     head_model: str | None = None  # the user's FLAME file, for datasets of FLAME parameters
     dry_run: bool = False
     checkpoint: bool = False  # recompute the generator's stages in the backward pass instead of keeping them
+    keep: int | None = None  # network snapshots and states; None: every snapshot and two states
+    override_config: bool = False  # go on although the config changed
 
 
 def train(communicator: Communicator, *, config: TrainConfig, options: RunOptions, evaluate: Evaluate) -> None:
@@ -71,10 +67,12 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
         if communicator.is_main:
             directory = RunDirectory(options.outdir)
             stack.enter_context(exclusive(directory.path))
-            directory.check_options(config)
+            directory.check_options(config, override=options.override_config)
             stack.callback(directory.close)
         communicator.barrier()
-        Run(communicator, config, options=options, dataset=dataset, directory=directory, evaluate=evaluate).run()
+        writer = stack.enter_context(BackgroundWriter())
+        run = Run(communicator, config, options=options, dataset=dataset, directory=directory, evaluate=evaluate)
+        run.run(writer)
 
 
 def open_dataset(config: TrainConfig, *, head_model: str | None = None) -> HeadDataset:
@@ -101,13 +99,6 @@ def prepare(config: TrainConfig, *, head_model: str | None = None) -> TrainConfi
     """The config with its dataset's head model; UserError if dataset and config do not fit."""
     dataset = open_dataset(config, head_model=head_model)
     return dataclasses.replace(config, head_model=dataset.head_model.name)
-
-
-def fingerprint(dataset: HeadImages) -> str:
-    """A hash of a dataset's number of items, resolution and cameras: the same wherever its file lies."""
-    digest = hashlib.sha256(f'{len(dataset)} {dataset.resolution}'.encode())
-    digest.update(np.ascontiguousarray(dataset.labels.numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def _dry_run(communicator: Communicator, config: TrainConfig, dataset: HeadDataset, *, checkpoint: bool) -> None:
@@ -159,8 +150,9 @@ class Run:
         self.tick_start_images = 0
         self.maintenance = 0.0
 
-    def run(self) -> None:
-        """Until `kimg` thousand images were seen."""
+    def run(self, writer: BackgroundWriter) -> None:
+        """Until `kimg` thousand images were seen; files are written by `writer` meanwhile."""
+        self.writer = writer
         self._begin()
         if self.trainer.images_seen >= self.total:
             self._log(
@@ -170,7 +162,8 @@ class Run:
         loader = self.trainer.loader(workers=self.options.workers)
         tick_images = max(round(self.config.tick_kimg * 1000), 1)
         self.tick_started, self.tick_start_images = time.perf_counter(), self.trainer.images_seen
-        with progress_bar(self.total, initial=self.trainer.images_seen, visible=self.communicator.is_main) as bar:
+        bar = progress_bar(self.total, initial=self.trainer.images_seen, visible=self.communicator.is_main)
+        with bar, explained_workers():
             while self.trainer.images_seen < self.total:
                 before = self.trainer.images_seen // tick_images
                 self._step(loader)
@@ -178,26 +171,25 @@ class Run:
                 done = self.trainer.images_seen >= self.total
                 if done or self.trainer.images_seen // tick_images > before:
                     self._tick(self.trainer.images_seen // tick_images, done=done)
+        self._collect(wait=True)
         self._log(f'done: {self.trainer.images_seen / 1000:.1f} kimg in {self.options.outdir}')
 
     def _begin(self) -> None:
-        file = Path(self.options.outdir) / STATE_FILE
-        if file.exists():
-            config, info, state = load_training_state(file)
-            changes = changed_fields(config, to_dict(self.config))
-            if info['dataset'] != fingerprint(self.dataset):
-                changes.append(f'data (other images or cameras in {self.config.data})')
-            if changes:
-                raise UserError(
-                    f'{file}: made with other options: {", ".join(changes)}; '
-                    'repeat them to resume, or choose another --outdir'
-                )
-            self.trainer.load_state(state, where=str(file))
-            self.seconds_before, self.metrics = info['seconds'], info['metrics']
+        point = resume_point(
+            Path(self.options.outdir),
+            self.communicator,
+            directory=self.directory,
+            config=self.config,
+            dataset=fingerprint(self.dataset),
+            override=self.options.override_config,
+        )
+        if point is not None:
+            self.trainer.load_state(point.payload, where=str(point.file))
+            self.seconds_before, self.metrics = point.seconds, point.metrics
         if self.directory is not None:
             self.directory.begin(self.config, images_seen=self.trainer.images_seen)
-        if self.trainer.images_seen:
-            self._log(f'resumed {file} at kimg {self.trainer.images_seen / 1000:.3f}')
+        if point is not None:
+            self._log(f'resumed {point.file} at kimg {self.trainer.images_seen / 1000:.3f}')
             return
         for line in warm_start(self.trainer, self.config):
             self._log(line)
@@ -219,11 +211,11 @@ class Run:
         self._log(f'{self.dataset.name}: {len(self.dataset)} items of {self.dataset.resolution} px')
 
     def _step(self, loader: Any) -> None:
+        self._collect()
         try:
             self.trainer.step(next(loader))
         except DivergedError:
-            if self.directory is not None:
-                self._save_snapshot()
+            self._write(self.trainer.networks(), state=None)
             raise
 
     # Ticks.
@@ -266,23 +258,14 @@ class Run:
     # Snapshots.
 
     def _snapshot(self) -> None:
-        """Metrics, snapshot, state, in this order: the state alone decides where a resumed run continues."""
+        """Metrics, then copies of networks and state to the writer."""
         try:
             self._measure()
-        finally:
-            if self.directory is not None:
-                path = self._save_snapshot()
+        except BaseException:
+            self._write(self.trainer.networks(), state=None)
+            raise
         state = self.trainer.state()
-        if self.directory is None:
-            return
-        info = {
-            'images_seen': self.trainer.images_seen,
-            'seconds': self.seconds_before + time.perf_counter() - self.started,
-            'dataset': fingerprint(self.dataset),
-            'metrics': self.metrics,
-        }
-        save_training_state(self.directory.state_file, config=self.config, info=info, payload=state)
-        self.directory.log(f'saved {path} and {self.directory.state_file.name}')
+        self._write({name: state[name] for name in NETWORKS}, state=state)
 
     def _measure(self) -> None:
         if not self.config.metrics:
@@ -304,8 +287,11 @@ class Run:
             self.directory.log(f'{name} {value:.4f} at kimg {seen / 1000:.3f}')
         self.directory.scalars({f'Metrics/{name}': value for name, value in self.metrics.items()}, images_seen=seen)
 
-    def _save_snapshot(self) -> str:
-        assert self.directory is not None
+    def _write(self, networks: dict[str, dict[str, Tensor]], *, state: dict[str, Any] | None) -> None:
+        """Give a snapshot, and the state unless None, to the writer, when it is done with the last one."""
+        if self.directory is None:
+            return
+        self._collect(wait=True)
         model = self.dataset.head_model
         info = Info(
             images_seen=self.trainer.images_seen,
@@ -313,10 +299,22 @@ class Run:
             head_model_hash=model.content_hash,
             metrics=self.metrics,
         )
-        snapshot = Snapshot(config=self.config, info=info, template=model.template, networks=self.trainer.networks())
-        path = self.directory.path / snapshot_name(self.trainer.images_seen)
-        save_snapshot(path, snapshot)
-        return path.name
+        snapshot = Snapshot(config=self.config, info=info, template=model.template, networks=networks)
+        progress = {
+            'seconds': self.seconds_before + time.perf_counter() - self.started,
+            'dataset': fingerprint(self.dataset),
+            'metrics': self.metrics,
+        }
+        folder, keep = self.directory.path, self.options.keep
+        self.writer.start(
+            functools.partial(write_files, folder, snapshot=snapshot, keep=keep, state=state, info=progress)
+        )
+
+    def _collect(self, *, wait: bool = False) -> None:
+        """Log what the writer finished; raises the UserError that it met."""
+        line = self.writer.finished(wait=wait)
+        if line is not None:
+            self._log(line)
 
     def _log(self, text: str) -> None:
         if self.directory is not None:

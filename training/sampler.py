@@ -7,7 +7,9 @@ statistic belong to a micro-batch, so a result depends on batch and batch_gpu, n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -172,6 +174,22 @@ class _Images(torch.utils.data.Dataset):
 
 def _unchanged(item: Any) -> Any:
     return item
+
+
+@contextlib.contextmanager
+def explained_workers() -> Iterator[None]:
+    """Turn the death of a loading process, which torch raises wherever the main one is, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(?: is killed by signal: ([^.]+))?', str(error))
+        if found is None:
+            raise
+        how = f'was killed by signal {found[2]}' if found[2] else 'ended unexpectedly'
+        raise UserError(
+            f'a process that loads images (pid {found[1]}) {how} (out of memory?); the same command continues the run,'
+            ' with fewer --workers if it happens again'
+        ) from error
 
 
 def load_micro_batches(
