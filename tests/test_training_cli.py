@@ -143,7 +143,7 @@ def test_every_option_is_a_config_field_or_read() -> None:
         'head_model',
         'dry_run',
         'rasterizer',
-    } | {'grad_checkpoint'}
+    } | {'grad_checkpoint', 'keep', 'override_config'}
     assert options == set(train.FIELDS) | elsewhere
 
 

@@ -24,6 +24,9 @@ class Images:
     def __len__(self) -> int:
         return self.count
 
+    def readable(self, indices: list[int]) -> tuple[list[int], torch.Tensor, list[int]]:
+        return indices, self.images(indices), []
+
     def images(self, indices: list[int]) -> torch.Tensor:
         if self.broken in indices:
             raise UserError(f'image {self.broken} is damaged')
@@ -73,7 +76,7 @@ def test_batch_must_be_divisible() -> None:
 def test_loading_keeps_the_order(workers: int) -> None:
     plan = BatchPlan(batch=4, batch_gpu=2)
     loaded = itertools.islice(load_micro_batches(Images(9), _indices(plan, 0, 0), workers=workers), 7)
-    for (indices, images), wanted in zip(loaded, _indices(plan, 0, 0), strict=False):
+    for (indices, images, _), wanted in zip(loaded, _indices(plan, 0, 0), strict=False):
         assert indices == wanted
         assert images[:, 0, 0, 0].tolist() == wanted
 

@@ -38,7 +38,11 @@ from dnnlib.errors import UserError
 from torch_utils.distributed import run
 from torch_utils.ops import library
 from training import grids, loop
+from training.cameras import orbit_camera
 from training.config import TrainConfig, preset
+from training.dataset_writer import DatasetWriter
+from training.head import load_head_model
+from training.head.model import HeadParams
 from training.manifest import STATES_PATTERN, files_by_age, position
 
 TARGETS = {'launcher': 3, 'rank 0': 3, 'other rank': 2, 'all': 2}  # who is killed, and how often in proportion
@@ -82,10 +86,16 @@ def fork(function: Callable[[], Any], *, log: Path) -> int:
 
 
 def make_dataset(path: Path) -> None:
-    """A synthetic dataset of 32 tiny images."""
-    from training.synthetic import generate
-
-    generate(path, num=32, resolution=16, seed=0, workers=0)
+    """Noise with random heads and cameras: 20 images of 16 px."""
+    count, model, rng = 20, load_head_model('makehuman'), torch.Generator().manual_seed(0)
+    yaw, pitch = 0.3 * torch.randn(2, count, generator=rng)
+    labels = orbit_camera(yaw, pitch)
+    neutral = model.neutral(count).as_dict()
+    heads = HeadParams(**{k: v + 0.1 * torch.randn(v.shape, generator=rng) for k, v in neutral.items()})
+    with DatasetWriter(path, resolution=16, head_model=model.name, head_model_hash=model.content_hash) as writer:
+        for i in range(count):
+            image = torch.randint(256, (16, 16, 3), generator=rng, dtype=torch.uint8).numpy()
+            writer.add(image, label=labels[i], head=heads[[i]])
 
 
 def life(config: TrainConfig, outdir: Path, *, workers: int) -> None:
@@ -114,6 +124,7 @@ class Soak:
     dice: random.Random
     targets: Counter[str] = dataclasses.field(default_factory=Counter)
     moments: Counter[str] = dataclasses.field(default_factory=Counter)
+    stale: set[str] = dataclasses.field(default_factory=set)  # what earlier lives left
     span: float = 3.0  # seconds from the start of a life to its second snapshot, as last seen
 
     def kill_one(self, number: int) -> None:
@@ -121,6 +132,7 @@ class Soak:
         log = self.outdir.with_name('life.log')
         start = functools.partial(life, self.config, self.outdir, workers=self.workers)
         before, began = self._state(), time.monotonic()
+        self.stale = set(os.listdir(self.outdir)) if self.outdir.exists() else set()
         launcher = fork(start, log=log)
         if self.dice.random() < 0.5:
             delay = self.dice.uniform(0, self.span)
@@ -157,7 +169,8 @@ class Soak:
     def _writing(self) -> bool:
         """Whether a network snapshot, state or manifest is being written."""
         with contextlib.suppress(OSError):
-            return any(re.match(r'\.(network|training-state|manifest).*tmp$', name) for name in os.listdir(self.outdir))
+            names = set(os.listdir(self.outdir)) - self.stale
+            return any(re.match(r'\.(network|training-state|manifest).*tmp$', name) for name in names)
         return False
 
     def _moment(self, log: Path) -> str:

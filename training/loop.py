@@ -17,6 +17,7 @@ from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
 from torch_utils.stats import Moments, Stats
+from training.bad_images import BadImages, dataset_of
 from training.checkpoint import NETWORKS, Info, Snapshot, snapshot_name
 from training.conditions import dataset_clips
 from training.config import TrainConfig
@@ -77,10 +78,9 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
 
 def open_dataset(config: TrainConfig, *, head_model: str | None = None) -> HeadDataset:
     """The run's dataset, checked against the config; UserError otherwise. `head_model`: the user's FLAME file."""
-    dataset = HeadDataset(config.data, mirror=config.mirror)
+    dataset = dataset_of(config)
     if head_model is not None:
-        model = load_head_model(dataset.head_model_name or '', path=head_model)
-        dataset = HeadDataset(config.data, mirror=config.mirror, head_model=model)
+        dataset = dataset_of(config, head_model=load_head_model(dataset.head_model_name or '', path=head_model))
     size = config.generator.image_resolution
     if config.discriminator.image_resolution != size:
         raise UserError(f'D.image_resolution: expected G.image_resolution = {size}; set both alike')
@@ -144,6 +144,7 @@ class Run:
         self.trainer.generator.checkpoint = options.checkpoint
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.grid = GridSource(config, dataset, device=communicator.device)
+        self.bad_images = BadImages(dataset)
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
         self.started = self.tick_started = time.perf_counter()
@@ -186,6 +187,7 @@ class Run:
         if point is not None:
             self.trainer.load_state(point.payload, where=str(point.file))
             self.seconds_before, self.metrics = point.seconds, point.metrics
+            self.bad_images.read, self.bad_images.replaced = point.images_read, point.images_replaced
         if self.directory is not None:
             self.directory.begin(self.config, images_seen=self.trainer.images_seen)
         if point is not None:
@@ -231,6 +233,7 @@ class Run:
             maintenance=self.maintenance,
             augment=self.trainer.augment_probability,
         )
+        self._count_bad_images(tick.images)
         self._report(tick, self.stats.collect(self.communicator))
         save = done or number % self.config.snapshot_ticks == 0
         if self.directory is not None and (save or number % self.config.image_ticks == 0):
@@ -239,6 +242,14 @@ class Run:
             self._snapshot()
         self.tick_started, self.tick_start_images = time.perf_counter(), seen
         self.maintenance = self.tick_started - now
+
+    def _count_bad_images(self, read: int) -> None:
+        if self.config.bad_images == 'skip':
+            rows, self.trainer.replaced_rows = self.trainer.replaced_rows, []
+            replaced, lines = self.bad_images.collect(self.communicator, read=read, rows=rows)
+            self.stats.report('Data/bad_images', replaced)
+            for line in lines:
+                self._log(line)
 
     def _report(self, tick: Tick, numbers: dict[str, Moments]) -> None:
         """One tick line, one line of stats.jsonl, TensorBoard scalars."""
@@ -304,6 +315,8 @@ class Run:
             'seconds': self.seconds_before + time.perf_counter() - self.started,
             'dataset': fingerprint(self.dataset),
             'metrics': self.metrics,
+            'images_read': self.bad_images.read,
+            'images_replaced': self.bad_images.replaced,
         }
         folder, keep = self.directory.path, self.options.keep
         self.writer.start(

@@ -89,6 +89,8 @@ class ResumePoint:
     seconds: float  # of training so far
     dataset: str  # training.loop.fingerprint
     metrics: dict[str, float]
+    images_read: int  # as training.bad_images.BadImages counts them
+    images_replaced: int
 
 
 def read_state(file: Path) -> ResumePoint:
@@ -96,10 +98,18 @@ def read_state(file: Path) -> ResumePoint:
     config, info, payload = load_training_state(file)
     try:
         metrics = {str(name): float(value) for name, value in info['metrics'].items()}
-        seconds, dataset = float(info['seconds']), str(info['dataset'])
+        return ResumePoint(
+            file=file,
+            config=config,
+            payload=payload,
+            seconds=float(info['seconds']),
+            dataset=str(info['dataset']),
+            metrics=metrics,
+            images_read=int(info.get('images_read', 0)),
+            images_replaced=int(info.get('images_replaced', 0)),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f'{file}: not a usable state of this version ({type(error).__name__}: {error})') from error
-    return ResumePoint(file=file, config=config, payload=payload, seconds=seconds, dataset=dataset, metrics=metrics)
 
 
 def latest_state(folder: Path, *, log: Callable[[str], None]) -> ResumePoint | None:

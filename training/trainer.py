@@ -78,6 +78,7 @@ class Trainer:
         )
         self.images_seen = 0
         self.skipped_in_row = 0
+        self.replaced_rows: list[int] = []  # of the dataset, on this rank: images that were not readable
         self.augment_probability = 0.0
         self.signs = torch.zeros(2, device=self.device)  # sum and number of signs of real logits
 
@@ -96,10 +97,12 @@ class Trainer:
         )
         batches = load_micro_batches(self.dataset, order, workers=workers, pin_memory=self.device.type != 'cpu')
         while True:
-            yield [
-                RealBatch(images.to(self.device, non_blocking=True).float() / 127.5 - 1, self.source.real(indices))
-                for indices, images in itertools.islice(batches, self.plan.rounds)
-            ]
+            step = []
+            for indices, images, replaced in itertools.islice(batches, self.plan.rounds):
+                self.replaced_rows += replaced
+                images = images.to(self.device, non_blocking=True).float() / 127.5 - 1
+                step.append(RealBatch(images, self.source.real(indices)))
+            yield step
 
     def fake_inputs(self, phase: str, micro: int, schedule: Schedule) -> tuple[Latents, Conditions, torch.Generator]:
         """Latents and conditions of one micro-batch of fakes, and the stream for everything on the device."""
