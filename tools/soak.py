@@ -51,12 +51,12 @@ LONGEST_LIFE = 600.0  # seconds before a life counts as hanging
 
 
 def make_config(data: str, *, ranks: int, kimg: float) -> TrainConfig:
-    """The debug preset with ADA, mixing, accumulation, fades and lazy terms, and a snapshot every two steps."""
+    """The debug preset with ADA, mixing, fades and lazy terms, and a snapshot every two steps."""
     config = preset(
         'debug',
         {
-            'data': data, 'gpus': ranks, 'batch': 2 * ranks, 'batch_gpu': 1, 'kimg': kimg, 'augment': 'ada',
-            'tick_kimg': 4 * ranks / 1000, 'ada_kimg': 0.5, 'ema_kimg': 0.1, 'D.mbstd_group_size': 1,
+            'data': data, 'gpus': ranks, 'batch': ranks, 'batch_gpu': 1, 'kimg': kimg, 'augment': 'ada',
+            'tick_kimg': 2 * ranks / 1000, 'ada_kimg': 0.5, 'ema_kimg': 0.1, 'D.mbstd_group_size': 1,
             'L.style_mixing_prob': 0.5, 'L.density_interval': 2, 'L.r1_interval': 3, 'L.blur_fade_kimg': 0.2,
             'L.pose_swap_fade_kimg': 0.2,
         },
