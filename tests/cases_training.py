@@ -23,9 +23,9 @@ from torch_utils.distributed import Communicator, run  # noqa: E402
 from torch_utils.ops import library  # noqa: E402
 from torch_utils.stats import Stats  # noqa: E402
 from training import checkpoint, grids, loop  # noqa: E402
-from training.bad_images import dataset_of  # noqa: E402
 from training.config import TrainConfig, preset  # noqa: E402
 from training.dataset import HeadDataset  # noqa: E402
+from training.run_dataset import dataset_of  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 
 CPU = Communicator(torch.device('cpu'))

@@ -48,7 +48,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(outdir: Path, data: Path, *, images: int, workers: int = 0, checkpoint: bool = False, **changes: Any) -> None:
     """A run of batches of two to so many images, with a snapshot a batch; on from where `outdir` ends."""
     named = {
-        'kimg': images / 1000, 'batch': 2, 'batch_gpu': 2, 'tick_kimg': 0.002, 'mirror': False, 'bad_images': 'skip', 'L__r1_interval': 3,
+        'kimg': images / 1000, 'batch': 2, 'batch_gpu': 2, 'tick_kimg': 0.002,
+        'mirror': False, 'bad_images': 'skip', 'L__r1_interval': 3,
         'L__density_interval': 2, 'L__blur_fade_kimg': 0.02, 'L__pose_swap_fade_kimg': 0.02, **changes,
     }  # fmt: skip
     keep, override = named.pop('keep', None), named.pop('override', False)
@@ -275,7 +276,7 @@ def test_bad_images_stop_a_run_by_name(data: Path, tmp_path: Path) -> None:
 
 
 def _open(data: Path, **options: Any) -> Any:
-    from training.bad_images import dataset_of
+    from training.run_dataset import dataset_of
 
     return dataset_of(tiny_config(data, bad_images='skip', **options), head_model=SheetHead())
 

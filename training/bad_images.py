@@ -11,9 +11,7 @@ from torch import Tensor
 
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator
-from training.config import TrainConfig
 from training.dataset import HeadDataset, Indices
-from training.head.model import HeadModel
 
 MAX_SHARE = 0.01  # of bad images in what was read
 GRACE = 10  # bad readings before the share counts: a short run cannot know its share yet
@@ -101,11 +99,3 @@ class BadImages:
         new = [row for row in rows if row not in self._named]
         self._named.update(new)
         return recent, [f'warning: {where}: {self.dataset.names[row]} is damaged, others take its place' for row in new]
-
-
-def dataset_of(config: TrainConfig, *, head_model: HeadModel | None = None) -> HeadDataset:
-    """The dataset of a run, by what it does with bad images; UserError as HeadDataset."""
-    if config.bad_images == 'stop':
-        return HeadDataset(config.data, mirror=config.mirror, head_model=head_model)
-    keep_clips = config.clip_frames > 1
-    return TolerantDataset(config.data, mirror=config.mirror, head_model=head_model, keep_clips=keep_clips)

@@ -17,14 +17,13 @@ from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
 from torch_utils.stats import Moments, Stats
-from training.bad_images import BadImages, dataset_of
+from training.bad_images import BadImages
 from training.checkpoint import NETWORKS, Info, Snapshot, snapshot_name
-from training.conditions import dataset_clips
 from training.config import TrainConfig
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
-from training.head import load_head_model
 from training.reporting import Tick, memory, progress_bar
+from training.run_dataset import open_dataset
 from training.run_directory import RunDirectory, exclusive
 from training.sampler import explained_workers
 from training.snapshots import BackgroundWriter, fingerprint, resume_point, write_files
@@ -74,25 +73,6 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
         writer = stack.enter_context(BackgroundWriter())
         run = Run(communicator, config, options=options, dataset=dataset, directory=directory, evaluate=evaluate)
         run.run(writer)
-
-
-def open_dataset(config: TrainConfig, *, head_model: str | None = None) -> HeadDataset:
-    """The run's dataset, checked against the config; UserError otherwise. `head_model`: the user's FLAME file."""
-    dataset = dataset_of(config)
-    if head_model is not None:
-        dataset = dataset_of(config, head_model=load_head_model(dataset.head_model_name or '', path=head_model))
-    size = config.generator.image_resolution
-    if config.discriminator.image_resolution != size:
-        raise UserError(f'D.image_resolution: expected G.image_resolution = {size}; set both alike')
-    if dataset.resolution != size:
-        raise UserError(
-            f'--data: {config.data} holds {dataset.resolution} px images, but {config.preset} makes {size} px ones; '
-            f'choose another --cfg or make the dataset at {size} px'
-        )
-    if config.clip_frames > 1:
-        dataset_clips(dataset)  # or says why not
-    dataset.head_input([0], device='cpu')  # heads and head model are there and fit
-    return dataset
 
 
 def prepare(config: TrainConfig, *, head_model: str | None = None) -> TrainConfig:
@@ -218,7 +198,13 @@ class Run:
             self.trainer.step(next(loader))
         except DivergedError:
             self._write(self.trainer.networks(), state=None)
+            self._end_together()
             raise
+
+    def _end_together(self) -> None:
+        """For errors that all ranks meet at once: rank 0's files come first, the others' end would cut them short."""
+        self._collect(wait=True)
+        self.communicator.barrier()
 
     # Ticks.
 
@@ -246,7 +232,11 @@ class Run:
     def _count_bad_images(self, read: int) -> None:
         if self.config.bad_images == 'skip':
             rows, self.trainer.replaced_rows = self.trainer.replaced_rows, []
-            replaced, lines = self.bad_images.collect(self.communicator, read=read, rows=rows)
+            try:
+                replaced, lines = self.bad_images.collect(self.communicator, read=read, rows=rows)
+            except UserError:
+                self._end_together()
+                raise
             self.stats.report('Data/bad_images', replaced)
             for line in lines:
                 self._log(line)
