@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,8 +19,10 @@ from cases_dataset import SheetHead, edit_zip, random_labels, random_params
 from cases_training import CPU, count_images, open_sheet_dataset, tiny_config
 
 from dnnlib import UserError
-from training import grids, loop, snapshots
+from training import grids, loop, manifest, snapshots
+from training.bad_images import BadImages
 from training.dataset_writer import DatasetWriter
+from training.run_dataset import dataset_of
 from training.trainer import Trainer
 
 BAD = '00000/img00000005.png'
@@ -192,8 +195,6 @@ def test_a_changed_config_goes_on_when_told_to(run: Path, data: Path, tmp_path: 
 
 
 def test_snapshots_rotate(tmp_path: Path) -> None:
-    from training import manifest
-
     for number in (1, 2, 3):
         (tmp_path / f'network-snapshot-{number:06d}.pkl').touch()
         (tmp_path / f'training-state-{1000 * number:09d}.pt').touch()
@@ -202,6 +203,26 @@ def test_snapshots_rotate(tmp_path: Path) -> None:
         manifest.rotate(tmp_path, keep=keep, at=3000)
         assert len(list(tmp_path.glob('network*'))) == snapshots_left
         assert sorted(manifest.position(path) for path in tmp_path.glob('*.pt')) == states_left
+
+
+def test_the_manifest_fits_before_and_after_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / 'training-state-000000008.pt'
+    manifest.verify(path)  # knows nothing of it
+    for content in (b'old', b'new'):
+        manifest.announce(path, hashlib.sha256(content).hexdigest())
+        if content == b'new':
+            manifest.verify(path)  # a kill now leaves the old file
+        path.write_bytes(content)
+        manifest.verify(path)
+    path.write_bytes(b'other')
+    with pytest.raises(UserError, match=f'{path}: damaged or exchanged'):
+        manifest.verify(path)
+    path.unlink()
+    manifest.announce(tmp_path / 'network-snapshot-000000.pkl', 'ab')
+    assert list(manifest.read_manifest(tmp_path)) == ['network-snapshot-000000.pkl']
+    for damage in ('', '[]', '{"training-state-000000008.pt": 3}'):
+        (tmp_path / manifest.MANIFEST_FILE).write_text(damage)
+        assert manifest.read_manifest(tmp_path) == {}
 
 
 def test_training_goes_on_while_a_snapshot_is_written(
@@ -276,8 +297,6 @@ def test_bad_images_stop_a_run_by_name(data: Path, tmp_path: Path) -> None:
 
 
 def _open(data: Path, **options: Any) -> Any:
-    from training.run_dataset import dataset_of
-
     return dataset_of(tiny_config(data, bad_images='skip', **options), head_model=SheetHead())
 
 
@@ -298,8 +317,6 @@ def test_the_next_item_takes_the_place_of_a_bad_one(data: Path, tmp_path: Path) 
 
 
 def test_too_many_bad_images_stop_a_run(data: Path) -> None:
-    from training.bad_images import BadImages
-
     counter = BadImages(_open(data))
     assert counter.collect(CPU, read=100, rows=[5] * 10) == (
         10,
