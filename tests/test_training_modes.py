@@ -21,8 +21,11 @@ from cases_training import CPU, count_images, open_sheet_dataset, tiny_config
 from dnnlib import UserError
 from training import grids, loop, manifest, snapshots
 from training.bad_images import BadImages
+from training.config import to_dict
+from training.dataset import HeadDataset
 from training.dataset_writer import DatasetWriter
 from training.run_dataset import dataset_of
+from training.run_directory import Change, RunDirectory, changed_fields
 from training.trainer import Trainer
 
 BAD = '00000/img00000005.png'
@@ -84,22 +87,22 @@ def records(outdir: Path) -> list[dict[str, Any]]:
 
 MODES: dict[str, dict[str, Any]] = {
     'clips by two processes, past a bad image': {'clip_frames': 2, 'workers': 2, 'augment': 'ada', 'ada_kimg': 0.05},
-    'accumulated, mirrored, Freeze-D, recomputed': {
-        'batch_gpu': 1, 'mirror': True, 'freeze_d': 2, 'checkpoint': True, 'D__mbstd_group_size': 1,
+    'accumulated, mirrored, mixed, bf16, Freeze-D, recomputed': {
+        'batch_gpu': 1, 'mirror': True, 'L__style_mixing_prob': 0.9, 'precision': 'bf16', 'freeze_d': 2,
+        'checkpoint': True, 'D__mbstd_group_size': 1,
     },
-    'bf16, mixing': {'precision': 'bf16', 'L__style_mixing_prob': 0.9},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('mode', MODES)
 def test_a_stopped_run_ends_as_one_that_was_not(data: Path, tmp_path: Path, mode: str) -> None:
     options = MODES[mode]
-    train(tmp_path / 'whole', data, images=8, **options)
-    for images in (4, 8):
+    train(tmp_path / 'whole', data, images=6, **options)
+    for images in (4, 6):
         train(tmp_path / 'stopped', data, images=images, **options)
-    assert weights(tmp_path / 'whole', 8) == weights(tmp_path / 'stopped', 8)
+    assert weights(tmp_path / 'whole', 6) == weights(tmp_path / 'stopped', 6)
     assert records(tmp_path / 'whole') == records(tmp_path / 'stopped')
-    assert [record['images_seen'] for record in records(tmp_path / 'stopped')] == [2, 4, 6, 8]
+    assert [record['images_seen'] for record in records(tmp_path / 'stopped')] == [2, 4, 6]
     if 'clips' in mode:
         assert sum(record['Data/bad_images']['mean'] for record in records(tmp_path / 'whole')) >= 1
         assert (tmp_path / 'whole' / 'log.txt').read_text().count(f'{BAD} is damaged') == 1
@@ -187,11 +190,25 @@ def test_a_changed_config_goes_on_when_told_to(run: Path, data: Path, tmp_path: 
     assert moved
     assert moved.isdisjoint(frozen)
 
-    (folder / 'training-state-000000008.pt').unlink()  # as if killed before the first state of the new config
-    train(folder, data, images=8, g_lr=0.1, freeze_d=2)
-    assert json.loads((folder / 'training_options.json').read_text()) == options
-    with pytest.raises(UserError, match='000008.pt: G: (lacks|has)'):
-        train(folder, data, images=10, g_lr=0.1, freeze_d=2, override=True, G__superres_channels=4)
+    with pytest.raises(UserError, match='000008.pt: G_ema: (lacks|has)'):
+        train(folder, data, images=10, g_lr=0.1, freeze_d=2, override=True, G__superres_channels=16)
+
+
+def test_a_change_is_overridden_once(tmp_path: Path) -> None:
+    """The last state before a change still has the old config; the run goes on from it without the flag."""
+    old, new = tiny_config(seed=1), tiny_config(seed=2)
+    changes = changed_fields(to_dict(old), to_dict(new))
+    for config, override in ((old, False), (new, True), (new, False)):
+        directory = RunDirectory(tmp_path)
+        directory.check_options(config, override=override)
+        if config is new:
+            directory.check_state(tmp_path / 'training-state-000000008.pt', changes, override=override)
+        directory.begin(config, images_seen=8)
+        directory.close()
+    options = json.loads((tmp_path / 'training_options.json').read_text())
+    assert options['history'] == [{'images_seen': 8, 'changes': {'seed': [1, 2]}}]
+    with pytest.raises(UserError, match=r'made with other options: g_lr \(0.1 -> 0.2\)'):
+        directory.check_state(tmp_path / 'training-state-000000008.pt', [*changes, Change('g_lr', 0.1, 0.2)])
 
 
 def test_snapshots_rotate(tmp_path: Path) -> None:
@@ -289,15 +306,15 @@ def test_a_killed_loading_process_is_named(data: Path, tmp_path: Path, monkeypat
     assert (tmp_path / 'training-state-000000006.pt').exists()
 
 
-def test_bad_images_stop_a_run_by_name(data: Path, tmp_path: Path) -> None:
+def _open(data: Path, bad_images: str = 'skip', **options: Any) -> HeadDataset:
+    return dataset_of(tiny_config(data, bad_images=bad_images, **options), head_model=SheetHead())
+
+
+def test_a_bad_image_is_named_and_may_be_skipped_later(data: Path) -> None:
     with pytest.raises(UserError, match=f'clips.zip: {BAD}: not a readable image'):
-        train(tmp_path, data, images=12, bad_images='stop')
-    train(tmp_path / 'first', data, images=2, bad_images='stop', seed=3)
-    train(tmp_path / 'first', data, images=4, bad_images='skip', seed=3)  # no changed config
-
-
-def _open(data: Path, **options: Any) -> Any:
-    return dataset_of(tiny_config(data, bad_images='skip', **options), head_model=SheetHead())
+        _open(data, bad_images='stop').readable([4, 5])
+    stop, skip = (to_dict(tiny_config(data, bad_images=choice)) for choice in ('stop', 'skip'))
+    assert changed_fields(stop, skip) == []
 
 
 def test_the_next_item_takes_the_place_of_a_bad_one(data: Path, tmp_path: Path) -> None:
