@@ -264,8 +264,9 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 @click.option('--ranks', type=click.IntRange(min=1), default=2, show_default=True, help='Ranks of the run.')
 @click.option('--workers', type=click.IntRange(min=0), default=1, show_default=True, help='Loading processes a rank.')
 @click.option('--seed', type=int, default=0, show_default=True, help='Of the moments and the victims.')
+@click.option('--minutes', type=float, help='Kill no more after this long, and compare what there is.')
 @click.option('--out', metavar='DIR', help='Keep the runs here; must be empty. Default: a temporary folder.')
-def main(kills: int, ranks: int, workers: int, seed: int, out: str | None) -> None:
+def main(kills: int, ranks: int, workers: int, seed: int, minutes: float | None, out: str | None) -> None:
     """Kill a run at random moments and compare its end with an uninterrupted one."""
     library.load('cpu')
     with contextlib.ExitStack() as stack:
@@ -279,13 +280,13 @@ def main(kills: int, ranks: int, workers: int, seed: int, out: str | None) -> No
             raise UserError(f'no dataset: {(folder / "life.log").read_text()[-2000:]}')
         config = make_config(str(data), ranks=ranks, kimg=ENDLESS)
         soak = Soak(outdir=folder / 'killed', config=config, workers=workers, dice=random.Random(seed))
-        for number in range(kills):
-            soak.kill_one(number + 1)
+        while soak.targets.total() < kills and (minutes is None or time.monotonic() - began < 60 * minutes):
+            soak.kill_one(soak.targets.total() + 1)
         config = soak.finish()
         complete(config, folder / 'whole', workers=workers)
         found = differences(folder / 'whole', folder / 'killed')
         summary = {
-            'kills': kills, 'ranks': ranks, 'workers': workers, 'seed': seed,
+            'kills': soak.targets.total(), 'ranks': ranks, 'workers': workers, 'seed': seed,
             'targets': dict(soak.targets), 'moments': dict(soak.moments),
             'steps': round(1000 * config.kimg) // config.batch, 'seconds': round(time.monotonic() - began),
             'fallbacks': (folder / 'killed' / 'log.txt').read_text().count('going on from the one before'),
