@@ -209,6 +209,10 @@ def test_a_change_is_overridden_once(tmp_path: Path) -> None:
     assert options['history'] == [{'images_seen': 8, 'changes': {'seed': [1, 2]}}]
     with pytest.raises(UserError, match=r'made with other options: g_lr \(0.1 -> 0.2\)'):
         directory.check_state(tmp_path / 'training-state-000000008.pt', [*changes, Change('g_lr', 0.1, 0.2)])
+    for history in (3, 'x', [1], [{}], [{'changes': 5}]):
+        (tmp_path / 'training_options.json').write_text(json.dumps({**options, 'history': history}))
+        with pytest.raises(UserError, match='training_options.json: unreadable'):
+            directory.check_options(new)
 
 
 def test_snapshots_rotate(tmp_path: Path) -> None:

@@ -101,14 +101,14 @@ class RunDirectory:
             return
         try:
             old = json.loads(file.read_text())
-            self._history = list(old.pop('history', []))
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            self._history = [{**entry, 'changes': dict(entry['changes'])} for entry in old.pop('history', [])]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f'{file}: unreadable ({error}); remove it or choose another --outdir') from error
         self._check(changed_fields(old, to_dict(config)), f'{self.path} holds a run', override=override)
 
     def check_state(self, file: Path, changes: list[Change], *, override: bool = False) -> None:
         """As check_options, for what changed since a state; changes that were overridden before are no news."""
-        known = {name for entry in self._history for name in entry.get('changes', {})}
+        known = {name for entry in self._history for name in entry['changes']}
         known |= {change.name for change in self._overridden}
         self._check([change for change in changes if change.name not in known], f'{file}: made', override=override)
 
