@@ -58,16 +58,18 @@ def resume_config(data: Path | str, *, images: int, gpus: int = 1) -> TrainConfi
         data,
         kimg=images / 1000,
         gpus=gpus,
-        batch_gpu=2,
-        tick_kimg=0.008,
+        batch=2,
+        batch_gpu=1,
+        tick_kimg=0.004,
         augment='ada',
-        ada_kimg=0.1,
+        ada_kimg=0.05,
         metrics=['images'],
         L__style_mixing_prob=0.5,
         L__density_interval=2,
         L__r1_interval=3,
-        L__blur_fade_kimg=0.02,
-        L__pose_swap_fade_kimg=0.02,
+        L__blur_fade_kimg=0.01,
+        L__pose_swap_fade_kimg=0.01,
+        D__mbstd_group_size=1,
     )
 
 

@@ -46,6 +46,7 @@ from training.head.model import HeadParams
 from training.manifest import STATES_PATTERN, files_by_age, position
 
 TARGETS = {'launcher': 3, 'rank 0': 3, 'other rank': 2, 'all': 2}  # who is killed, and how often in proportion
+FILES = ('network-snapshot', 'training-state', 'manifest')
 ENDLESS = 1000.0  # kimg
 LONGEST_LIFE = 600.0  # seconds before a life counts as hanging
 
@@ -138,7 +139,7 @@ class Soak:
             delay = self.dice.uniform(0, self.span)
             self._wait(launcher, log, lambda: time.monotonic() - began > delay)
         else:
-            self._wait_for_write(launcher, log, writes=self.dice.choice((1, 1, 2)))
+            self._wait_for_write(launcher, log, self.dice.choice(FILES), times=self.dice.choice((1, 1, 2)))
             time.sleep(self.dice.uniform(0, 0.04))
         moment = self._moment(log)
         target = self._kill(launcher)
@@ -157,25 +158,27 @@ class Soak:
                 raise UserError(f'a life hangs: {log.read_text()[-2000:]}')
             time.sleep(0.002)
 
-    def _wait_for_write(self, launcher: int, log: Path, *, writes: int) -> None:
+    def _wait_for_write(self, launcher: int, log: Path, file: str, *, times: int) -> None:
         began = time.monotonic()
-        for write in range(writes):
-            if write:
-                self._wait(launcher, log, lambda: not self._writing())
-            self._wait(launcher, log, self._writing)
-        if writes > 1:
+        for number in range(times):
+            if number:
+                self._wait(launcher, log, lambda: self._writing() != file)
+            self._wait(launcher, log, lambda: self._writing() == file)
+        if times > 1:
             self.span = time.monotonic() - began
 
-    def _writing(self) -> bool:
-        """Whether a network snapshot, state or manifest is being written."""
+    def _writing(self) -> str:
+        """Which of FILES is being written, '' if none is; the manifest goes before the file that it announces."""
         with contextlib.suppress(OSError):
             names = set(os.listdir(self.outdir)) - self.stale
-            return any(re.match(r'\.(network|training-state|manifest).*tmp$', name) for name in names)
-        return False
+            found = {file for file in FILES for name in names if re.match(rf'\.{file}.*tmp$', name)}
+            return 'manifest' if 'manifest' in found else ''.join(found)
+        return ''
 
     def _moment(self, log: Path) -> str:
-        if self._writing():
-            return 'writing'
+        file = self._writing()
+        if file:
+            return f'writing {file}'
         return 'stepping' if re.search('resumed|items of', log.read_text()) else 'starting'
 
     def _kill(self, launcher: int) -> str:
