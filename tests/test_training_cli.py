@@ -205,7 +205,8 @@ def test_a_full_disk_ends_the_run_in_one_line(data: Path, tmp_path: Path, monkey
     options = (f'--outdir={tmp_path}', '--cfg=debug', f'--data={data}', '--tick=0.004')
     assert run(*options, '--kimg=0.004').exit_code == 0
     before = {
-        name: (tmp_path / name).read_bytes() for name in ('network-snapshot-000000.pkl', 'training-state-000000004.pt')
+        name: (tmp_path / name).read_bytes()
+        for name in ('network-snapshot-000000.pkl', 'training-state-000000004.pt', 'manifest.json')
     }
 
     def fsync(descriptor: int) -> None:
@@ -214,9 +215,10 @@ def test_a_full_disk_ends_the_run_in_one_line(data: Path, tmp_path: Path, monkey
     monkeypatch.setattr(snapshots, 'save_snapshot', _with(fsync, snapshots.save_snapshot))
     result = run(*options, '--kimg=0.008')
     assert result.exit_code == 1
-    assert f'Error: {tmp_path}/network-snapshot-000000.pkl: the disk is full; free' in result.output
+    assert f'Error: {tmp_path}/manifest.json: the disk is full; free' in result.output  # it is written first
     assert 'Traceback' not in result.output
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not list(tmp_path.glob('.*.tmp'))
 
 
 def _with(fsync: Any, function: Any) -> Any:

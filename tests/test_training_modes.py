@@ -209,7 +209,8 @@ def test_a_change_is_overridden_once(tmp_path: Path) -> None:
     assert options['history'] == [{'images_seen': 8, 'changes': {'seed': [1, 2]}}]
     with pytest.raises(UserError, match=r'made with other options: g_lr \(0.1 -> 0.2\)'):
         directory.check_state(tmp_path / 'training-state-000000008.pt', [*changes, Change('g_lr', 0.1, 0.2)])
-    for history in (3, 'x', [1], [{}], [{'changes': 5}]):
+    damages: list[Any] = [3, 'x', [1], [{}], [{'changes': 5}]]
+    for history in damages:
         (tmp_path / 'training_options.json').write_text(json.dumps({**options, 'history': history}))
         with pytest.raises(UserError, match='training_options.json: unreadable'):
             directory.check_options(new)
@@ -290,7 +291,8 @@ def test_the_writer_hands_its_errors_over() -> None:
 
 
 def test_a_killed_loading_process_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, killed = Trainer.step, []
+    step = Trainer.step
+    killed: list[Any] = []
 
     def deadly_step(self: Trainer, real: Any) -> None:
         step(self, real)

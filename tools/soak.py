@@ -189,10 +189,9 @@ class Soak:
         if target == 'all':
             os.killpg(launcher, signal.SIGKILL)
         else:
-            victim = {'launcher': launcher, 'rank 0': ranks[:1], 'other rank': ranks[1:]}[target]
-            pid = victim if isinstance(victim, int) else self.dice.choice(victim)
+            victims = {'launcher': [launcher], 'rank 0': ranks[:1], 'other rank': ranks[1:]}[target]
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(self.dice.choice(victims), signal.SIGKILL)
         return target
 
     def _reap(self, launcher: int) -> None:
