@@ -12,7 +12,7 @@ from dnnlib import UserError
 from torch_utils.distributed import Communicator
 from torch_utils.rng import derive_seed, numpy_stream, stream
 from torch_utils.stats import Stats
-from training.sampler import BatchPlan, InfiniteOrder, MicroBatchIndices, load_micro_batches
+from training.sampler import BatchPlan, InfiniteOrder, MicroBatchIndices, explained_workers, load_micro_batches
 
 
 class Images:
@@ -86,6 +86,24 @@ def test_a_damaged_image_is_named(workers: int) -> None:
     plan = BatchPlan(batch=4, batch_gpu=2)
     with pytest.raises(UserError, match='^image 3 is damaged$'):
         list(itertools.islice(load_micro_batches(Images(9, 3), _indices(plan, 0, 0), workers=workers), 9))
+
+
+@pytest.mark.parametrize(
+    ('message', 'wanted'),
+    [
+        (
+            'DataLoader worker (pid 12) is killed by signal: Segmentation fault. ',
+            'pid 12. was killed by signal Segmentation',
+        ),
+        ('DataLoader worker (pid(s) 12, 13) exited unexpectedly', 'pid 12, 13. ended unexpectedly'),
+        ('DataLoader worker (pid 12) exited unexpectedly with exit code 1. Details are lost', 'pid 12. ended unexpect'),
+    ],
+)
+def test_the_end_of_a_loading_process_is_one_line(message: str, wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted), explained_workers():
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match='shape'), explained_workers():
+        raise RuntimeError('shape')
 
 
 def test_streams_are_named_by_their_keys() -> None:
