@@ -25,6 +25,7 @@ FIELDS = {
     'seed': 'seed',
     'resume': 'resume',
     'mirror': 'mirror',
+    'bad_images': 'bad_images',
     'clip_frames': 'clip_frames',
     'aug': 'augment',
     'p': 'augment_p',
@@ -63,6 +64,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--resume', metavar='PKL', help='Weights to start from: a snapshot, or a pickle of Next3D or EG3D.')
 @click.option('--metrics', help='Comma-separated names (calc_metrics.py --help), or none.')
 @click.option('--mirror', type=bool, help='Also train on mirrored images, cameras and heads.')
+@click.option(
+    '--bad-images', type=click.Choice(['stop', 'skip']), help='What to do with damaged images. Default: stop.'
+)
 @click.option('--clip-frames', type=POSITIVE, help='Frames of one clip in a group of images that D compares; 1: none.')
 @click.option('--aug', type=click.Choice(['none', 'ada', 'fixed']), help='Augment what D sees.')
 @click.option('--p', type=click.FloatRange(0, 1), help='Probability of each augmentation for --aug=fixed.')
@@ -95,6 +99,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device type.')
 @rasterizer_option
 @click.option('--head-model', metavar='FILE', help="The user's FLAME file, for datasets of FLAME parameters.")
+@click.option('--keep', type=POSITIVE, help='Snapshots and states that stay. Default: all snapshots, two states.')
+@click.option('--override-config', is_flag=True, help='Go on with a changed config; the change is written down.')
 @click.option('--grad-checkpoint', is_flag=True, help='Less memory, more time: recompute stages of G.')
 @click.option('--dry-run', is_flag=True, help='Check everything, print the config, make one step, write nothing.')
 def main(
@@ -105,6 +111,8 @@ def main(
     workers: int,
     device: str,
     head_model: str | None,
+    keep: int | None,
+    override_config: bool,
     grad_checkpoint: bool,
     dry_run: bool,
     **chosen: Any,
@@ -147,7 +155,13 @@ def main(
     if dry_run:
         click.echo(json.dumps(to_dict(config), indent=2))
     options = RunOptions(
-        outdir=outdir, workers=workers, head_model=head_model, dry_run=dry_run, checkpoint=grad_checkpoint
+        outdir=outdir,
+        workers=workers,
+        head_model=head_model,
+        dry_run=dry_run,
+        checkpoint=grad_checkpoint,
+        keep=keep,
+        override_config=override_config,
     )
     run(functools.partial(train, config=config, options=options, evaluate=evaluate), device_type, ranks=config.gpus)
 

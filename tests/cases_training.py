@@ -22,9 +22,10 @@ from cases_dataset import SheetHead, make_dataset  # noqa: E402
 from torch_utils.distributed import Communicator, run  # noqa: E402
 from torch_utils.ops import library  # noqa: E402
 from torch_utils.stats import Stats  # noqa: E402
-from training import checkpoint, loop  # noqa: E402
+from training import checkpoint, grids, loop  # noqa: E402
 from training.config import TrainConfig, preset  # noqa: E402
 from training.dataset import HeadDataset  # noqa: E402
+from training.run_dataset import dataset_of  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 
 CPU = Communicator(torch.device('cpu'))
@@ -57,22 +58,24 @@ def resume_config(data: Path | str, *, images: int, gpus: int = 1) -> TrainConfi
         data,
         kimg=images / 1000,
         gpus=gpus,
-        batch_gpu=2,
-        tick_kimg=0.008,
+        batch=2,
+        batch_gpu=1,
+        tick_kimg=0.004,
         augment='ada',
-        ada_kimg=0.1,
+        ada_kimg=0.05,
         metrics=['images'],
         L__style_mixing_prob=0.5,
         L__density_interval=2,
         L__r1_interval=3,
-        L__blur_fade_kimg=0.02,
-        L__pose_swap_fade_kimg=0.02,
+        L__blur_fade_kimg=0.01,
+        L__pose_swap_fade_kimg=0.01,
+        D__mbstd_group_size=1,
     )
 
 
 def open_sheet_dataset(config: TrainConfig, *, head_model: str | None = None) -> HeadDataset:
     """Stands in for training.loop.open_dataset: the sheet is no model that a user can name."""
-    return HeadDataset(config.data, mirror=config.mirror, head_model=SheetHead())
+    return dataset_of(config, head_model=SheetHead())
 
 
 def count_images(names: tuple[str, ...], **subjects: Any) -> list[dict[str, Any]]:
@@ -83,6 +86,7 @@ def count_images(names: tuple[str, ...], **subjects: Any) -> list[dict[str, Any]
 def train_sheet(communicator: Communicator, *, config: TrainConfig, outdir: str) -> None:
     """One rank of a run on sheet heads."""
     loop.open_dataset = open_sheet_dataset
+    grids.COLUMNS, grids.BLOCKS = 2, 1  # pictures cost more than steps
     loop.train(communicator, config=config, options=loop.RunOptions(outdir=outdir), evaluate=count_images)
 
 

@@ -172,6 +172,8 @@ def test_errors_are_one_clear_line(folder: Path, tmp_path: Path) -> None:
     refuses('no such file', tmp_path / 'x.pkl')
     (tmp_path / 'cut.pkl').write_bytes((folder / 'generic_model.pkl').read_bytes()[:500])
     refuses('not a readable FLAME file', tmp_path / 'cut.pkl')
+    (tmp_path / 'huge.pkl').write_bytes(b'\x80\x04\x8e' + (2**44).to_bytes(8, 'little'))  # a string of 16 TiB
+    refuses('claims more memory than there is', tmp_path / 'huge.pkl')
     (tmp_path / 'list.pkl').write_bytes(pickle.dumps([1, 2]))
     refuses('expected a dictionary', tmp_path / 'list.pkl')
     part = {key: value for key, value in values.items() if key != 'posedirs'}

@@ -399,3 +399,7 @@ def test_kept_results_run_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='not readable'):
         work.load('bad')
     assert not (tmp_path / 'ran').exists()
+
+    work._file('huge').write_bytes(b'\x80\x04\x8e' + (2**44).to_bytes(8, 'little'))  # a string of 16 TiB
+    with pytest.raises(UserError, match='claims more memory'):
+        work.load('huge')

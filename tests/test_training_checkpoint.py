@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import zipfile
@@ -20,6 +21,7 @@ from training.checkpoint import Info, Snapshot, load_generator, load_snapshot, l
 from training.discriminator import DualDiscriminator
 from training.generator import Generator
 from training.loop import warm_start
+from training.snapshots import read_state
 
 KEYS = ROOT / 'tests' / 'data' / 'snapshot_keys.txt'
 
@@ -106,6 +108,103 @@ def test_loading_runs_no_code(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=path.name):
                 load(path)
     assert not victim.exists()
+
+
+def _state(**changes: Any) -> dict[str, Any]:
+    """A small state file's content."""
+    info = {'images_seen': 8, 'seconds': 1.0, 'dataset': 'ab', 'metrics': {}}
+    content = {'format': checkpoint.STATE_FORMAT, 'format_version': checkpoint.FORMAT_VERSION, 'config': '{}'}
+    return {**content, 'info': json.dumps(info), 'G': {'x': torch.zeros(300)}, **changes}
+
+
+def _with_pickle(path: Path, old: bytes, new: bytes) -> None:
+    """Replace bytes of a file's pickle; its checksums are right."""
+    with zipfile.ZipFile(path) as archive:
+        files = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, data in files.items():
+            if name.endswith('data.pkl'):
+                assert old in data
+            archive.writestr(name, data.replace(old, new) if name.endswith('data.pkl') else data)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'config': '[]'}, 'not a usable state'),
+        ({'config': 3}, 'not a usable state'),
+        ({'config': '[' * 100000}, 'not a usable state'),
+        ({'info': '{}'}, 'not a usable state'),
+        ({'info': '{"metrics": 3, "seconds": 0, "dataset": "a"}'}, 'not a usable state'),
+        ({'info': '{"metrics": {}, "seconds": [], "dataset": "a"}'}, 'not a usable state'),
+        ({'format': ['next3d']}, 'expected a next3d-training-state file'),
+        ({'format_version': 'x'}, 'format version x'),
+        ({3: 4}, 'a key is not a name'),
+    ],
+)
+def test_states_with_wrong_types_inside_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    path = tmp_path / 'training-state-000000008.pt'
+    torch.save(_state(**{key: value for key, value in changes.items() if key != 3}) | changes, path)
+    with pytest.raises(UserError, match=message) as caught:
+        read_state(path)
+    assert str(path) in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_tensor_larger_than_the_file_is_refused(tmp_path: Path) -> None:
+    for number in (2**27, 2**44):
+        path = tmp_path / f'{number}.pt'
+        torch.save(_state(), path)
+        _with_pickle(path, b'M\x2c\x01', b'\x8a\x06' + number.to_bytes(6, 'little'))  # 300 elements
+        with pytest.raises(UserError, match='not a file of this project') as caught:
+            read_state(path)
+        assert '\n' not in str(caught.value)
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / 'bomb.pt'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data.pkl', bytes(10_000_000))
+    with pytest.raises(UserError, match='holds compressed archive/data.pkl'):
+        read_state(path)
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(_state(), tmp_path / 'a.pt')
+
+    def load(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(UserError, match='a.pt: needs more memory than there is'):
+        read_state(tmp_path / 'a.pt')
+
+
+def test_states_that_do_not_fit_the_trainer_are_refused(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    trainer.step(next(trainer.loader()))
+    state = trainer.state()
+    name = next(iter(state['optimizer_G']))
+    entry = state['optimizer_G'][name]
+    for key, value, message in (
+        ('G', 5, 'G: expected tensors by name'),
+        ('G', {**state['G'], 'mapping.w_avg': 'x'}, 'G: expected tensors by name'),
+        ('optimizer_G', 7, 'not a complete training state'),
+        ('optimizer_G', {name: {'step': 1}}, f'optimizer_G: {name}: not a state of Adam'),
+        ('optimizer_G', {name: {**entry, 'exp_avg': torch.zeros(2, 7)}}, f'{name}: has another shape'),
+        ('optimizer_D', {'none.weight': entry}, 'optimizer_D: has unknown none.weight'),
+        ('counters', None, 'not a complete training state'),
+        ('counters', {**state['counters'], 'images_seen': 'many'}, 'not a complete training state'),
+        ('signs', torch.zeros(3), 'not a complete training state'),
+        ('signs', 'x', 'not a complete training state'),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            trainer.load_state({**state, key: value}, where='a.pt')
+        assert str(caught.value).startswith('a.pt: ')
+        assert '\n' not in str(caught.value)
+    numbered = dict(enumerate(state['optimizer_G'].values()))  # states of the first version
+    trainer.load_state({**state, 'optimizer_G': numbered}, where='a.pt')
+    assert trainer.state()['optimizer_G'].keys() == state['optimizer_G'].keys()
 
 
 def _damage(saved: Path, path: Path, kind: str) -> None:

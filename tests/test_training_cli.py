@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import train
-from training import loop, run_directory
+from training import loop, run_directory, snapshots
 from training.checkpoint import load_generator
 from training.head import load_head_model
 
@@ -60,7 +60,9 @@ def test_a_run_from_end_to_end(data: Path, tmp_path: Path) -> None:
         'report.html',
         'sessions.jsonl',
         'stats.jsonl',
-        'training-state.pt',
+        'manifest.json',
+        'training-state-000000004.pt',
+        'training-state-000000008.pt',
         'training_options.json',
     }
     with Image.open(out / 'fakes000000.png') as grid, Image.open(out / 'reals.png') as reals:
@@ -146,7 +148,7 @@ def test_every_option_is_a_config_field_or_read() -> None:
         'head_model',
         'dry_run',
         'rasterizer',
-    } | {'grad_checkpoint'}
+    } | {'grad_checkpoint', 'keep', 'override_config'}
     assert options == set(train.FIELDS) | elsewhere
 
 
@@ -207,26 +209,30 @@ def test_a_full_disk_ends_the_run_in_one_line(data: Path, tmp_path: Path, monkey
 
     options = (f'--outdir={tmp_path}', '--cfg=debug', f'--data={data}', '--tick=0.004')
     assert run(*options, '--kimg=0.004').exit_code == 0
-    before = {name: (tmp_path / name).read_bytes() for name in ('network-snapshot-000000.pkl', 'training-state.pt')}
+    before = {
+        name: (tmp_path / name).read_bytes()
+        for name in ('network-snapshot-000000.pkl', 'training-state-000000004.pt', 'manifest.json')
+    }
 
     def fsync(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(loop, 'save_snapshot', _with(fsync, loop.save_snapshot))
+    monkeypatch.setattr(snapshots, 'save_snapshot', _with(fsync, snapshots.save_snapshot))
     result = run(*options, '--kimg=0.008')
     assert result.exit_code == 1
-    assert f'Error: {tmp_path}/network-snapshot-000000.pkl: the disk is full; free' in result.output
+    assert f'Error: {tmp_path}/manifest.json: the disk is full; free' in result.output  # it is written first
     assert 'Traceback' not in result.output
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not list(tmp_path.glob('.*.tmp'))
 
 
 def _with(fsync: Any, function: Any) -> Any:
     """`function` on a disk whose fsync is `fsync`."""
 
-    def wrapped(*arguments: Any) -> None:
+    def wrapped(*arguments: Any, **options: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr('dnnlib.files.os.fsync', fsync)
-            function(*arguments)
+            function(*arguments, **options)
 
     return wrapped
 

@@ -12,7 +12,7 @@ from dnnlib import UserError
 from torch_utils.distributed import Communicator
 from torch_utils.rng import derive_seed, numpy_stream, stream
 from torch_utils.stats import Stats
-from training.sampler import BatchPlan, InfiniteOrder, MicroBatchIndices, load_micro_batches
+from training.sampler import BatchPlan, InfiniteOrder, MicroBatchIndices, explained_workers, load_micro_batches
 
 
 class Images:
@@ -23,6 +23,9 @@ class Images:
 
     def __len__(self) -> int:
         return self.count
+
+    def readable(self, indices: list[int]) -> tuple[list[int], torch.Tensor, list[int]]:
+        return indices, self.images(indices), []
 
     def images(self, indices: list[int]) -> torch.Tensor:
         if self.broken in indices:
@@ -73,7 +76,7 @@ def test_batch_must_be_divisible() -> None:
 def test_loading_keeps_the_order(workers: int) -> None:
     plan = BatchPlan(batch=4, batch_gpu=2)
     loaded = itertools.islice(load_micro_batches(Images(9), _indices(plan, 0, 0), workers=workers), 7)
-    for (indices, images), wanted in zip(loaded, _indices(plan, 0, 0), strict=False):
+    for (indices, images, _), wanted in zip(loaded, _indices(plan, 0, 0), strict=False):
         assert indices == wanted
         assert images[:, 0, 0, 0].tolist() == wanted
 
@@ -83,6 +86,24 @@ def test_a_damaged_image_is_named(workers: int) -> None:
     plan = BatchPlan(batch=4, batch_gpu=2)
     with pytest.raises(UserError, match='^image 3 is damaged$'):
         list(itertools.islice(load_micro_batches(Images(9, 3), _indices(plan, 0, 0), workers=workers), 9))
+
+
+@pytest.mark.parametrize(
+    ('message', 'wanted'),
+    [
+        (
+            'DataLoader worker (pid 12) is killed by signal: Segmentation fault. ',
+            'pid 12. was killed by signal Segmentation',
+        ),
+        ('DataLoader worker (pid(s) 12, 13) exited unexpectedly', 'pid 12, 13. ended unexpectedly'),
+        ('DataLoader worker (pid 12) exited unexpectedly with exit code 1. Details are lost', 'pid 12. ended unexpect'),
+    ],
+)
+def test_the_end_of_a_loading_process_is_one_line(message: str, wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted), explained_workers():
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match='shape'), explained_workers():
+        raise RuntimeError('shape')
 
 
 def test_streams_are_named_by_their_keys() -> None:

@@ -8,12 +8,13 @@ are whole or absent (dnnlib.files.atomic_write), and equal content gives equal b
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-import pickle
+import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,10 +27,12 @@ from torch_utils.precision import Precision, choose_precision, lay_out
 from training.config import TrainConfig, from_dict, to_dict
 from training.generator import Generator
 from training.head.model import HeadTemplate
+from training.manifest import verify
 
 SNAPSHOT_FORMAT = 'next3d-snapshot'
 STATE_FORMAT = 'next3d-training-state'
 FORMAT_VERSION = 1
+Announce = Callable[[Path, str], None]  # path, sha256: called when the file is whole and about to appear
 NETWORKS = ('G_ema', 'G', 'D')
 
 
@@ -69,12 +72,17 @@ def snapshot_name(images_seen: int) -> str:
     return f'network-snapshot-{images_seen // 1000:06d}.pkl'
 
 
-def save_snapshot(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
+def state_name(images_seen: int) -> str:
+    """training-state-000042000.pt after 42,000 images."""
+    return f'training-state-{images_seen:09d}.pt'
+
+
+def save_snapshot(path: str | os.PathLike[str], snapshot: Snapshot, *, announce: Announce | None = None) -> None:
     """Write a snapshot; UserError if the disk is full or the folder unwritable (an older file survives)."""
     assert set(snapshot.networks) == set(NETWORKS)
     info = json.dumps(dataclasses.asdict(snapshot.info))
     payload = {'template': snapshot.template.state(), **snapshot.networks}
-    _save(path, SNAPSHOT_FORMAT, config=snapshot.config, info=info, payload=payload)
+    _save(path, SNAPSHOT_FORMAT, config=snapshot.config, info=info, payload=payload, announce=announce)
 
 
 def load_snapshot(path: str | os.PathLike[str]) -> Snapshot:
@@ -87,7 +95,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Snapshot:
             template=HeadTemplate.from_state(content['template']),
             networks={name: content[name] for name in NETWORKS},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f'{path}: not a usable snapshot of this version ({type(error).__name__}: {error})') from error
 
 
@@ -130,16 +138,26 @@ def load_generator(
 
 
 def save_training_state(
-    path: str | os.PathLike[str], *, config: TrainConfig, info: dict[str, Any], payload: dict[str, Any]
+    path: str | os.PathLike[str],
+    *,
+    config: TrainConfig,
+    info: dict[str, Any],
+    payload: dict[str, Any],
+    announce: Announce | None = None,
 ) -> None:
     """Write everything that resuming needs; `info` is JSON-able, `payload` nests plain tensors and numbers."""
-    _save(path, STATE_FORMAT, config=config, info=json.dumps(info), payload=payload)
+    _save(path, STATE_FORMAT, config=config, info=json.dumps(info), payload=payload, announce=announce)
 
 
 def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """(config as a dict, info, payload) of a state file; UserError as load_snapshot."""
     content = _load(path, STATE_FORMAT)
-    config, info = json.loads(content.pop('config')), json.loads(content.pop('info'))
+    try:
+        config, info = json.loads(content.pop('config')), json.loads(content.pop('info'))
+        if not isinstance(config, dict) or not isinstance(info, dict):
+            raise ValueError('config and info must be objects')
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f'{path}: not a usable state of this version ({type(error).__name__}: {error})') from error
     return config, info, content
 
 
@@ -154,6 +172,8 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
     """Strict load_state_dict; UserError names the first keys that do not fit."""
     own = module.state_dict()
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f'{where}: expected tensors by name; it was made by another program')
     missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
     for problem, names in (('lacks', missing), ('has unknown', unknown), ('has other shapes for', shapes)):
@@ -164,13 +184,15 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], *, where: str) ->
 
 
 class _Writer:
-    """A file handle that remembers why writing failed, since torch.save reports every failure alike."""
+    """A file handle that hashes, and remembers why writing failed, since torch.save reports every failure alike."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self.handle = handle
+        self.digest = hashlib.sha256()
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
+        self.digest.update(data)
         if self.error is None:
             try:
                 return self.handle.write(data)
@@ -184,7 +206,13 @@ class _Writer:
 
 
 def _save(
-    path: str | os.PathLike[str], kind: str, *, config: TrainConfig, info: str, payload: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    kind: str,
+    *,
+    config: TrainConfig,
+    info: str,
+    payload: Mapping[str, Any],
+    announce: Announce | None,
 ) -> None:
     content = {
         'format': kind,
@@ -198,30 +226,37 @@ def _save(
         torch.save(content, writer)  # type: ignore[arg-type]
         if writer.error is not None:
             raise writer.error
+        if announce is not None:
+            announce(Path(path), writer.digest.hexdigest())
 
 
 def _load(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     target = Path(path)
     try:
         _check_zip(target)
+        verify(target)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # a foreign file may make torch talk about it
             content = torch.load(target, map_location='cpu', weights_only=True)
     except OSError as error:
         raise explain_os_error(error, target) from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f'{target}: needs more memory than there is; free some or use another machine') from error
+    except Exception as error:  # a crafted file may fail anywhere in the unpickler
         raise UserError(
             f'{target}: not a file of this project, or it holds more than plain tensors; refused'
         ) from error
     found = content.get('format') if isinstance(content, dict) else None
     if found != kind:
         raise UserError(f'{target}: expected a {kind} file, got {found or "something else"}')
-    version = content['format_version']
+    version = content.get('format_version')
     if version != FORMAT_VERSION:
         raise UserError(f'{target}: format version {version}, but this program reads {FORMAT_VERSION}; update it')
     del content['format'], content['format_version']
+    if not all(isinstance(name, str) for name in content):
+        raise UserError(f'{target}: not a file of this project (a key is not a name); refused')
     return content
 
 
@@ -242,8 +277,11 @@ def _check_zip(path: Path) -> None:
         raise UserError(f'{path}: not a snapshot or state of this project, nor a pickle of EG3D or Next3D')
     try:
         with zipfile.ZipFile(path) as archive:
+            packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+            if packed:  # ours never are, and a small file could unpack to any size
+                raise UserError(f'{path}: holds compressed {packed[0]}, so it is not a file of this project; refused')
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error) as error:
         raise UserError(f'{path}: damaged or cut short ({error}); use another snapshot') from error
     if damaged is not None:
         raise UserError(f'{path}: damaged at {damaged} (checksum); use another snapshot')

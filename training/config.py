@@ -135,6 +135,7 @@ class TrainConfig:
     data: str = ''  # path of the packed dataset
     head_model: str = 'makehuman'  # name that the dataset states
     mirror: bool = True
+    bad_images: Literal['stop', 'skip'] = 'stop'  # skip: the next readable one takes the place of a damaged one
     clip_frames: int = 1  # frames of one clip that D sees together (R: dataset_type=video); 1 = single images
 
     # Optimization.

@@ -225,6 +225,10 @@ class HeadDataset:
         images[flipped] = images[flipped].flip(3)
         return images
 
+    def readable(self, indices: Indices) -> tuple[list[int], Tensor, list[int]]:
+        """(items, their images, rows replaced): what was asked for or an error; see training/bad_images.py."""
+        return np.asarray(indices).tolist(), self.images(indices), []
+
     def _decode(self, row: int) -> Tensor:
         name = self._names[row]
         pixels = decode_image(self._source.read(name), name=f'{self.path}: {name}')

@@ -5,34 +5,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
 from torch_utils.stats import Stats
-from training.checkpoint import (
-    Info,
-    Snapshot,
-    load_training_state,
-    save_snapshot,
-    save_training_state,
-    snapshot_name,
-)
-from training.conditions import HeadImages, dataset_clips, label_width
-from training.config import TrainConfig, to_dict
+from training.bad_images import BadImages
+from training.checkpoint import NETWORKS, Info, Snapshot, snapshot_name
+from training.conditions import label_width
+from training.config import TrainConfig
 from training.dataset import HeadDataset
 from training.grids import GridSource, write_png
-from training.head import load_head_model
 from training.reporting import Reporter, Tick, measure_memory, memory, progress_bar, timed
-from training.run_directory import STATE_FILE, RunDirectory, changed_fields, exclusive
+from training.run_dataset import open_dataset
+from training.run_directory import RunDirectory, exclusive
+from training.sampler import explained_workers
+from training.snapshots import BackgroundWriter, fingerprint, resume_point, write_files
 from training.trainer import DivergedError, Trainer
 from training.warm_start import start_from
 
@@ -50,6 +45,8 @@ class RunOptions:
     head_model: str | None = None  # the user's FLAME file, for datasets of FLAME parameters
     dry_run: bool = False
     checkpoint: bool = False  # recompute the generator's stages in the backward pass instead of keeping them
+    keep: int | None = None  # network snapshots and states; None: every snapshot and two states
+    override_config: bool = False  # go on although the config changed
 
 
 def train(communicator: Communicator, *, config: TrainConfig, options: RunOptions, evaluate: Evaluate) -> None:
@@ -71,30 +68,12 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
         if communicator.is_main:
             directory = RunDirectory(options.outdir)
             stack.enter_context(exclusive(directory.path))
-            directory.check_options(config)
+            directory.check_options(config, override=options.override_config)
             stack.callback(directory.close)
         communicator.barrier()
-        Run(communicator, config, options=options, dataset=dataset, directory=directory, evaluate=evaluate).run()
-
-
-def open_dataset(config: TrainConfig, *, head_model: str | None = None) -> HeadDataset:
-    """The run's dataset, checked against the config; UserError otherwise. `head_model`: the user's FLAME file."""
-    dataset = HeadDataset(config.data, mirror=config.mirror)
-    if head_model is not None:
-        model = load_head_model(dataset.head_model_name or '', path=head_model)
-        dataset = HeadDataset(config.data, mirror=config.mirror, head_model=model)
-    size = config.generator.image_resolution
-    if config.discriminator.image_resolution != size:
-        raise UserError(f'D.image_resolution: expected G.image_resolution = {size}; set both alike')
-    if dataset.resolution != size:
-        raise UserError(
-            f'--data: {config.data} holds {dataset.resolution} px images, but {config.preset} makes {size} px ones; '
-            f'choose another --cfg or make the dataset at {size} px'
-        )
-    if config.clip_frames > 1:
-        dataset_clips(dataset)  # or says why not
-    dataset.head_input([0], device='cpu')  # heads and head model are there and fit
-    return dataset
+        writer = stack.enter_context(BackgroundWriter())
+        run = Run(communicator, config, options=options, dataset=dataset, directory=directory, evaluate=evaluate)
+        run.run(writer)
 
 
 def prepare(config: TrainConfig, *, head_model: str | None = None) -> TrainConfig:
@@ -104,13 +83,6 @@ def prepare(config: TrainConfig, *, head_model: str | None = None) -> TrainConfi
     if judge.label_dim < 0:
         judge = dataclasses.replace(judge, label_dim=label_width(dataset))
     return dataclasses.replace(config, head_model=dataset.head_model.name, discriminator=judge)
-
-
-def fingerprint(dataset: HeadImages) -> str:
-    """A hash of a dataset's number of items, resolution and cameras: the same wherever its file lies."""
-    digest = hashlib.sha256(f'{len(dataset)} {dataset.resolution}'.encode())
-    digest.update(np.ascontiguousarray(dataset.labels.numpy()).tobytes())
-    return digest.hexdigest()
 
 
 def _dry_run(communicator: Communicator, config: TrainConfig, dataset: HeadDataset, *, checkpoint: bool) -> None:
@@ -159,14 +131,16 @@ class Run:
         self.reporter: Reporter | None = None
         if directory is not None:
             self.reporter = Reporter(directory, config, dataset=dataset, communicator=communicator)
+        self.bad_images = BadImages(dataset)
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
         self.started = self.tick_started = time.perf_counter()
         self.tick_start_images = 0
         self.maintenance = 0.0
 
-    def run(self) -> None:
-        """Until `kimg` thousand images were seen."""
+    def run(self, writer: BackgroundWriter) -> None:
+        """Until `kimg` thousand images were seen; files are written by `writer` meanwhile."""
+        self.writer = writer
         self._begin()
         if self.trainer.images_seen >= self.total:
             self._log(
@@ -176,7 +150,8 @@ class Run:
         loader = timed(self.trainer.loader(workers=self.options.workers), self.stats)
         tick_images = max(round(self.config.tick_kimg * 1000), 1)
         self.tick_started, self.tick_start_images = time.perf_counter(), self.trainer.images_seen
-        with progress_bar(self.total, initial=self.trainer.images_seen, visible=self.communicator.is_main) as bar:
+        bar = progress_bar(self.total, initial=self.trainer.images_seen, visible=self.communicator.is_main)
+        with bar, explained_workers():
             while self.trainer.images_seen < self.total:
                 before = self.trainer.images_seen // tick_images
                 self._step(loader)
@@ -184,28 +159,28 @@ class Run:
                 done = self.trainer.images_seen >= self.total
                 if done or self.trainer.images_seen // tick_images > before:
                     self._tick(self.trainer.images_seen // tick_images, done=done)
+        self._collect(wait=True)
         self._log(f'done: {self.trainer.images_seen / 1000:.1f} kimg in {self.options.outdir}')
 
     def _begin(self) -> None:
-        file = Path(self.options.outdir) / STATE_FILE
-        if file.exists():
-            config, info, state = load_training_state(file)
-            changes = changed_fields(config, to_dict(self.config))
-            if info['dataset'] != fingerprint(self.dataset):
-                changes.append(f'data (other images or cameras in {self.config.data})')
-            if changes:
-                raise UserError(
-                    f'{file}: made with other options: {", ".join(changes)}; '
-                    'repeat them to resume, or choose another --outdir'
-                )
-            self.trainer.load_state(state, where=str(file))
-            self.seconds_before, self.metrics = info['seconds'], info['metrics']
+        point = resume_point(
+            Path(self.options.outdir),
+            self.communicator,
+            directory=self.directory,
+            config=self.config,
+            dataset=fingerprint(self.dataset),
+            override=self.options.override_config,
+        )
+        if point is not None:
+            self.trainer.load_state(point.payload, where=str(point.file))
+            self.seconds_before, self.metrics = point.seconds, point.metrics
+            self.bad_images.read, self.bad_images.replaced = point.images_read, point.images_replaced
         if self.directory is not None:
             self.directory.begin(self.config, images_seen=self.trainer.images_seen)
         if self.reporter is not None:
             self.reporter.begin(images_seen=self.trainer.images_seen)
-        if self.trainer.images_seen:
-            self._log(f'resumed {file} at kimg {self.trainer.images_seen / 1000:.3f}')
+        if point is not None:
+            self._log(f'resumed {point.file} at kimg {self.trainer.images_seen / 1000:.3f}')
             return
         for line in warm_start(self.trainer, self.config):
             self._log(line)
@@ -227,12 +202,18 @@ class Run:
         self._log(f'{self.dataset.name}: {len(self.dataset)} items of {self.dataset.resolution} px')
 
     def _step(self, loader: Any) -> None:
+        self._collect()
         try:
             self.trainer.step(next(loader))
         except DivergedError:
-            if self.directory is not None:
-                self._save_snapshot()
+            self._write(self.trainer.networks(), state=None)
+            self._end_together()
             raise
+
+    def _end_together(self) -> None:
+        """For errors that all ranks meet at once: rank 0's files come first, the others' end would cut them short."""
+        self._collect(wait=True)
+        self.communicator.barrier()
 
     # Ticks.
 
@@ -248,6 +229,7 @@ class Run:
             augment=self.trainer.augment_probability,
             memory=measure_memory(self.communicator),
         )
+        self._count_bad_images(tick.images)
         moments = self.stats.collect(self.communicator)
         if self.reporter is not None:
             self.reporter.tick(tick, moments, generator=self.trainer.average, batch=self.trainer.plan.batch_gpu)
@@ -259,6 +241,18 @@ class Run:
         self.tick_started, self.tick_start_images = time.perf_counter(), seen
         self.maintenance = self.tick_started - now
 
+    def _count_bad_images(self, read: int) -> None:
+        if self.config.bad_images == 'skip':
+            rows, self.trainer.replaced_rows = self.trainer.replaced_rows, []
+            try:
+                replaced, lines = self.bad_images.collect(self.communicator, read=read, rows=rows)
+            except UserError:
+                self._end_together()
+                raise
+            self.stats.report('Data/bad_images', replaced)
+            for line in lines:
+                self._log(line)
+
     def _save_fakes(self) -> None:
         assert self.directory is not None
         picture = self.grid.fakes(self.trainer.average, batch=self.trainer.plan.batch_gpu)
@@ -268,23 +262,14 @@ class Run:
     # Snapshots.
 
     def _snapshot(self) -> None:
-        """Metrics, snapshot, state, in this order: the state alone decides where a resumed run continues."""
+        """Metrics, then copies of networks and state to the writer."""
         try:
             self._measure()
-        finally:
-            if self.directory is not None:
-                path = self._save_snapshot()
+        except BaseException:
+            self._write(self.trainer.networks(), state=None)
+            raise
         state = self.trainer.state()
-        if self.directory is None:
-            return
-        info = {
-            'images_seen': self.trainer.images_seen,
-            'seconds': self.seconds_before + time.perf_counter() - self.started,
-            'dataset': fingerprint(self.dataset),
-            'metrics': self.metrics,
-        }
-        save_training_state(self.directory.state_file, config=self.config, info=info, payload=state)
-        self.directory.log(f'saved {path} and {self.directory.state_file.name}')
+        self._write({name: state[name] for name in NETWORKS}, state=state)
         if self.reporter is not None:
             self.reporter.report()
 
@@ -308,8 +293,11 @@ class Run:
             self.directory.log(f'{name} {value:.4f} at kimg {seen / 1000:.3f}')
         self.directory.scalars({f'Metrics/{name}': value for name, value in self.metrics.items()}, images_seen=seen)
 
-    def _save_snapshot(self) -> str:
-        assert self.directory is not None
+    def _write(self, networks: dict[str, dict[str, Tensor]], *, state: dict[str, Any] | None) -> None:
+        """Give a snapshot, and the state unless None, to the writer, when it is done with the last one."""
+        if self.directory is None:
+            return
+        self._collect(wait=True)
         model = self.dataset.head_model
         info = Info(
             images_seen=self.trainer.images_seen,
@@ -318,10 +306,24 @@ class Run:
             metrics=self.metrics,
             render_resolution=self.trainer.average.render_resolution,
         )
-        snapshot = Snapshot(config=self.config, info=info, template=model.template, networks=self.trainer.networks())
-        path = self.directory.path / snapshot_name(self.trainer.images_seen)
-        save_snapshot(path, snapshot)
-        return path.name
+        snapshot = Snapshot(config=self.config, info=info, template=model.template, networks=networks)
+        progress = {
+            'seconds': self.seconds_before + time.perf_counter() - self.started,
+            'dataset': fingerprint(self.dataset),
+            'metrics': self.metrics,
+            'images_read': self.bad_images.read,
+            'images_replaced': self.bad_images.replaced,
+        }
+        folder, keep = self.directory.path, self.options.keep
+        self.writer.start(
+            functools.partial(write_files, folder, snapshot=snapshot, keep=keep, state=state, info=progress)
+        )
+
+    def _collect(self, *, wait: bool = False) -> None:
+        """Log what the writer finished; raises the UserError that it met."""
+        line = self.writer.finished(wait=wait)
+        if line is not None:
+            self._log(line)
 
     def _log(self, text: str) -> None:
         if self.directory is not None:

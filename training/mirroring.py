@@ -50,6 +50,8 @@ def _match_topology(points: np.ndarray, faces: np.ndarray) -> np.ndarray | None:
         for a, b, c in faces[seed_faces[:: -(-len(seed_faces) // _SEEDS)]].tolist():
             if third.get((int(near[b]), int(near[a]))) != near[c]:
                 continue
+            if all(best[1].get(corner) == near[corner] for corner in (a, b, c)):
+                continue  # one face decides the whole map, so this one leads to the best again
             found = _follow((a, b), (int(near[b]), int(near[a])), third)
             keys, values = np.array(list(found)), np.array(list(found.values()))
             gap = float(((points[values] * _FLIP - points[keys]) ** 2).sum()) if found else np.inf

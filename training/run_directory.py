@@ -1,13 +1,14 @@
 """A run's folder: its options, log, statistics, and the one process that may write to it.
 
 training_options.json, log.txt, stats.jsonl, metric-<name>.jsonl, sessions.jsonl, TensorBoard events, image grids,
-report.html, network-snapshot-<kimg>.pkl, training-state.pt. The numbers are cut back to the state's position on
-resume, so that a killed and resumed run reads like an uninterrupted one.
+report.html, network-snapshot-<kimg>.pkl, training-state-<images>.pt, manifest.json. The numbers are cut back to the
+state's position on resume, so that a killed and resumed run reads like an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -22,11 +23,23 @@ from dnnlib.files import atomic_write, explain_os_error, make_output_folder
 from training.config import TrainConfig, to_dict
 
 OPTIONS_FILE = 'training_options.json'
-STATE_FILE = 'training-state.pt'
 LOCK_SECONDS = 30.0  # the ranks of a killed run need a moment to end
 
-# Fields that may differ when a run is resumed: they decide how long and what is reported, not what is learned.
-MAY_CHANGE = {'kimg', 'gpus', 'data', 'tick_kimg', 'snapshot_ticks', 'image_ticks', 'metrics'}
+# Fields that may differ when a run is resumed: they decide how long and what is reported, not what is learned; and
+# bad_images, since a run that stops at bad images has learned nothing from them.
+MAY_CHANGE = {'kimg', 'gpus', 'data', 'tick_kimg', 'snapshot_ticks', 'image_ticks', 'metrics', 'bad_images'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A field that differs between two configs."""
+
+    name: str  # dotted
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f'{self.name} ({self.before!r} -> {self.after!r})'
 
 
 @contextlib.contextmanager
@@ -53,8 +66,8 @@ def exclusive(folder: Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
 
 def changed_fields(
     old: Mapping[str, Any], new: Mapping[str, Any], *, prefix: str = '', default: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Dotted names of the fields that differ between two configs as dicts, with both values.
+) -> list[Change]:
+    """The fields that differ between two configs as dicts, but for those of MAY_CHANGE.
 
     A field that the old config does not know (it came later) had its default.
     """
@@ -65,7 +78,7 @@ def changed_fields(
         if isinstance(before, dict) and isinstance(after, dict):
             changes += changed_fields(before, after, prefix=f'{prefix}{name}.', default=default.get(name, {}))
         elif before != after and prefix + name not in MAY_CHANGE:
-            changes.append(f'{prefix}{name} ({before!r} -> {after!r})')
+            changes.append(Change(prefix + name, before, after))
     return changes
 
 
@@ -74,29 +87,48 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = make_output_folder(path)
-        self.state_file = self.path / STATE_FILE
         self._events: Any = None
+        self._history: list[dict[str, Any]] = []  # of deliberate changes, oldest first
+        self._overridden: list[Change] = []  # of this start
 
-    def check_options(self, config: TrainConfig) -> None:
-        """Refuse to go on with another config than the folder's; UserError names the changed fields."""
+    def check_options(self, config: TrainConfig, *, override: bool = False) -> None:
+        """Refuse to go on with another config than the folder's; UserError names the changed fields.
+
+        With `override` they are taken as they are, and `begin` writes them down.
+        """
         file = self.path / OPTIONS_FILE
         if not file.exists():
             return
         try:
             old = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            self._history = [{**entry, 'changes': dict(entry['changes'])} for entry in old.pop('history', [])]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f'{file}: unreadable ({error}); remove it or choose another --outdir') from error
-        changes = changed_fields(old, to_dict(config))
-        if changes:
+        self._check(changed_fields(old, to_dict(config)), f'{self.path} holds a run', override=override)
+
+    def check_state(self, file: Path, changes: list[Change], *, override: bool = False) -> None:
+        """As check_options, for what changed since a state; changes that were overridden before are no news."""
+        known = {name for entry in self._history for name in entry['changes']}
+        known |= {change.name for change in self._overridden}
+        self._check([change for change in changes if change.name not in known], f'{file}: made', override=override)
+
+    def _check(self, changes: list[Change], what: str, *, override: bool) -> None:
+        if changes and not override:
             raise UserError(
-                f'{self.path} holds a run with other options: {", ".join(changes)}; '
-                'repeat its options to resume it, or choose another --outdir'
+                f'{what} with other options: {", ".join(map(str, changes))}; repeat them to resume, choose another'
+                ' --outdir, or change them deliberately by --override-config'
             )
+        self._overridden += changes
 
     def begin(self, config: TrainConfig, *, images_seen: int) -> None:
         """Write the options and cut every record back to `images_seen`."""
+        if self._overridden:
+            changes = {change.name: [change.before, change.after] for change in self._overridden}
+            self._history.append({'images_seen': images_seen, 'changes': changes})
+            self.log(f'--override-config at kimg {images_seen / 1000:.3f}: {", ".join(map(str, self._overridden))}')
+        options = {**to_dict(config), **({'history': self._history} if self._history else {})}
         with atomic_write(self.path / OPTIONS_FILE) as handle:
-            handle.write((json.dumps(to_dict(config), indent=2) + '\n').encode())
+            handle.write((json.dumps(options, indent=2) + '\n').encode())
         for file in [self.path / 'stats.jsonl', *sorted(self.path.glob('metric-*.jsonl'))]:
             if file.exists():
                 _cut_back(file, images_seen)

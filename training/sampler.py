@@ -7,7 +7,9 @@ statistic belong to a micro-batch, so a result depends on batch and batch_gpu, n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from dnnlib.errors import UserError
 from torch_utils.rng import numpy_stream
+from torch_utils.workers import start_worker
 
 
 class ImageSource(Protocol):
@@ -25,6 +28,8 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, indices: list[int]) -> Tensor: ...
+
+    def readable(self, indices: list[int]) -> tuple[list[int], Tensor, list[int]]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,15 +168,35 @@ class _Images(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, indices: list[int]) -> tuple[list[int], Tensor | str]:
+    def __getitems__(self, indices: list[int]) -> tuple[list[int], Tensor, list[int]] | str:
         try:
-            return indices, self.source.images(indices)
+            return self.source.readable(indices)
         except UserError as error:
-            return indices, str(error)
+            return str(error)
+
+
+def _start_loader(_: int) -> None:
+    start_worker()
 
 
 def _unchanged(item: Any) -> Any:
     return item
+
+
+@contextlib.contextmanager
+def explained_workers() -> Iterator[None]:
+    """Turn the death of a loading process, which torch raises wherever the main one is, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(?: is killed by signal: ([^.]+))?', str(error))
+        if found is None:
+            raise
+        how = f'was killed by signal {found[2]}' if found[2] else 'ended unexpectedly'
+        raise UserError(
+            f'a process that loads images (pid {found[1]}) {how} (out of memory?); the same command continues the run,'
+            ' with fewer --workers if it happens again'
+        ) from error
 
 
 def load_micro_batches(
@@ -180,8 +205,8 @@ def load_micro_batches(
     *,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Endless (dataset indices, images uint8 [batch_gpu, 3, R, R]) in the order of `indices`.
+) -> Iterator[tuple[list[int], Tensor, list[int]]]:
+    """Endless (dataset indices, images uint8 [batch_gpu, 3, R, R], replaced rows) in the order of `indices`.
 
     `workers` processes decode ahead; 0 decodes here. UserError names a damaged image.
     """
@@ -191,9 +216,10 @@ def load_micro_batches(
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
+        worker_init_fn=_start_loader,
         prefetch_factor=4 if workers else None,
     )
-    for chosen, images in loader:
-        if isinstance(images, str):
-            raise UserError(images)
-        yield chosen, images
+    for loaded in loader:
+        if isinstance(loaded, str):
+            raise UserError(loaded)
+        yield loaded

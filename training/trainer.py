@@ -29,6 +29,7 @@ from training.ema import ema_beta, update_ema
 from training.loss import GanLoss, Latents, Schedule
 from training.monitors import report_gradients
 from training.networks import build_networks
+from training.player import Player
 from training.sampler import BatchPlan, MicroBatchIndices, load_micro_batches
 
 ADA_INTERVAL = 4  # steps between changes of the augmentation probability
@@ -45,42 +46,6 @@ class RealBatch:
 
     images: Tensor  # [N, 3, R, R] in [-1, 1]
     conditions: Conditions
-
-
-def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value` in the memory format of its parameter, which the fused optimizer takes for granted."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-class Player:
-    """One network with its optimizer; `interval` is its lazy regularizer's (0: none)."""
-
-    def __init__(self, network: nn.Module, config: TrainConfig, *, lr: float, interval: int, frozen: set[str]) -> None:
-        self.network = network
-        self.parameters = [value for name, value in network.named_parameters() if name not in frozen]
-        # The regularizer's steps come on top, so learning rate and momenta shrink to match (StyleGAN2).
-        ratio = interval / (interval + 1) if interval else 1.0
-        betas = (config.adam_beta1**ratio, config.adam_beta2**ratio)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr * ratio, betas=betas, eps=1e-8, fused=True)
-
-    def requires_grad(self, wanted: bool) -> None:
-        for parameter in self.parameters:
-            parameter.requires_grad_(wanted)
-
-    def state(self) -> dict[int, Any]:
-        """The optimizer's tensors on the CPU, by parameter number."""
-        return {
-            index: {name: value.detach().to('cpu', copy=True) for name, value in entry.items()}
-            for index, entry in self.optimizer.state_dict()['state'].items()
-        }
-
-    def load_state(self, state: Mapping[int, Any]) -> None:
-        groups = self.optimizer.state_dict()['param_groups']
-        shaped = {
-            index: {name: _laid_out_like(value, self.parameters[index]) for name, value in entry.items()}
-            for index, entry in state.items()
-        }
-        self.optimizer.load_state_dict({'state': shaped, 'param_groups': groups})
 
 
 class Trainer:
@@ -112,6 +77,7 @@ class Trainer:
         self.images_seen = 0
         self.skipped_in_row = 0
         self.augment_probability = config.augment_p if config.augment == 'fixed' else 0.0
+        self.replaced_rows: list[int] = []  # of the dataset, on this rank: images that were not readable
         self.signs = torch.zeros(2, device=self.device)  # sum and number of signs of real logits
         self._follow_schedule()
 
@@ -130,10 +96,12 @@ class Trainer:
         )
         batches = load_micro_batches(self.dataset, order, workers=workers, pin_memory=self.device.type != 'cpu')
         while True:
-            yield [
-                RealBatch(images.to(self.device, non_blocking=True).float() / 127.5 - 1, self.source.real(indices))
-                for indices, images in itertools.islice(batches, self.plan.rounds)
-            ]
+            step = []
+            for indices, images, replaced in itertools.islice(batches, self.plan.rounds):
+                self.replaced_rows += replaced
+                images = images.to(self.device, non_blocking=True).float() / 127.5 - 1
+                step.append(RealBatch(images, self.source.real(indices)))
+            yield step
 
     def fake_inputs(self, phase: str, micro: int, schedule: Schedule) -> tuple[Latents, Conditions, torch.Generator]:
         """Latents and conditions of one micro-batch of fakes, and the stream for everything on the device."""
@@ -326,8 +294,8 @@ class Trainer:
             load_state(self.average, state['G_ema'], where=f'{where}: G_ema')
             load_state(self.generator, state['G'], where=f'{where}: G')
             load_state(self.discriminator, state['D'], where=f'{where}: D')
-            self.g.load_state(state['optimizer_G'])
-            self.d.load_state(state['optimizer_D'])
+            self.g.load_state(state['optimizer_G'], where=f'{where}: optimizer_G')
+            self.d.load_state(state['optimizer_D'], where=f'{where}: optimizer_D')
             counters = state['counters']
             self.images_seen = int(counters['images_seen'])
             self.skipped_in_row = int(counters['skipped_in_row'])
@@ -336,5 +304,8 @@ class Trainer:
             self._follow_schedule()
             # The signs are summed over ranks whenever they are used: one rank carries the sum.
             self.signs.copy_(state['signs'] * (1.0 if self.communicator.is_main else 0.0))
-        except (KeyError, TypeError) as error:
-            raise UserError(f'{where}: not a complete training state ({error}); remove it to start over') from error
+        except UserError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+            raise UserError(f'{where}: not a complete training state ({reason}); remove it to start over') from error

@@ -164,6 +164,8 @@ class WorkFolder:
                 return _ResultUnpickler(handle).load()
         except FileNotFoundError:
             return None
+        except MemoryError as error:  # damaged bytes may claim any size
+            raise UserError(f'{self.path}: a kept result claims more memory than there is; pass --restart') from error
         except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f'{self.path}: a kept result is not readable ({error}); pass --restart') from error
 

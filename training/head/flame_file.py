@@ -98,6 +98,8 @@ def inert_load(data: bytes, *, path: str | Path) -> Any:
     """Unpickle bytes with InertUnpickler; UserError naming `path` otherwise."""
     try:
         return InertUnpickler(io.BytesIO(data), encoding='latin1').load()
+    except MemoryError as error:  # damaged bytes may claim any size
+        raise UserError(f'{path}: claims more memory than there is; use the file as downloaded') from error
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f'{path}: not a readable FLAME file: {error}; use the file as downloaded') from error
 
