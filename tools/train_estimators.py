@@ -10,6 +10,7 @@ network on the same machine and version of PyTorch.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -51,8 +52,8 @@ def prepare(batch: Pictures, mirror: Mirror, *, rng: torch.Generator) -> tuple[P
     return batch, images, spoil(images[:NUM_SPOILT], rng=rng)
 
 
-def train(pictures: Pictures, *, steps: int, seed: int) -> EmbeddedNetwork:
-    """The trained network, not folded."""
+def train(pictures: Pictures, *, steps: int, seed: int, save: Callable[[EmbeddedNetwork], None]) -> EmbeddedNetwork:
+    """The trained network, not folded; `save` gets what there is now and then."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights
         network = EmbeddedNetwork()
@@ -78,13 +79,14 @@ def train(pictures: Pictures, *, steps: int, seed: int) -> EmbeddedNetwork:
             terms = '  '.join(f'{name} {value:.3f}' for name, value in seen.items())
             click.echo(f'step {step + 1}/{steps}  {time.process_time() - started:.0f} CPU s  {terms}')
             seen.clear()
-    return network.eval()
+            save(network)
+    return network
 
 
 @click.command(cls=Command)
 @click.option('--work', default='runs/estimators', show_default=True, help='Folder of the rendered datasets.')
 @click.option('--out', default=str(DEFAULT_PATH), show_default='assets/estimators/synthetic.npz', help='File to write.')
-@click.option('--steps', default=1100, show_default=True, help=f'Steps of {BATCH} pictures.')
+@click.option('--steps', default=500, show_default=True, help=f'Steps of {BATCH} pictures.')
 @click.option('--seed', default=0, show_default=True, help='Of weights, order and augmentation.')
 def main(work: str, out: str, steps: int, seed: int) -> None:
     """Train the embedded estimators."""
@@ -92,7 +94,6 @@ def main(work: str, out: str, steps: int, seed: int) -> None:
     make_output_folder(Path(out).parent)
     torch.set_num_threads(1)
     pictures = Pictures.join([load_pictures(folder, seed=number, num=num) for number, num in TRAINING_SETS])
-    network = train(pictures, steps=steps, seed=seed)
     model = embedded_head()
     training = {
         'command': f'python -m tools.train_estimators --steps={steps} --seed={seed}',
@@ -102,6 +103,7 @@ def main(work: str, out: str, steps: int, seed: int) -> None:
         'torch': torch.__version__,
     }
     header = {'head_model': model.name, 'head_model_hash': model.content_hash, 'licence': LICENCE, 'training': training}
+    network = train(pictures, steps=steps, seed=seed, save=lambda network: write_embedded(out, network, header))
     write_embedded(out, network, header)
     click.echo(f'{out}: {sum(value.numel() for value in network.folded().state_dict().values())} numbers')
 

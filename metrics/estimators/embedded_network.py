@@ -108,16 +108,17 @@ class EmbeddedNetwork(nn.Module):
             maps.append(stage(maps[-1]))
         return maps[1:]
 
-    def head_units(self, maps: list[Tensor]) -> Tensor:
-        """Maps -> head parameters [N, 63] in standard deviations, in the order of HEAD_SIZES."""
+    def head_features(self, maps: list[Tensor]) -> Tensor:
+        """Maps -> what head parameters are read from [N, 192]."""
         eyes = self.eyes(maps[0][:, :, EYES[0], EYES[1]]).flatten(1)
         parts = [self.head_squeeze(maps[-1]).flatten(1), self.head_fine(maps[-2]).flatten(1), self.eyes_hidden(eyes)]
         x = F.leaky_relu(torch.cat(parts, dim=1), LEAK)
-        return self.head_output(F.leaky_relu(self.head_hidden(x), LEAK))
+        return F.leaky_relu(self.head_hidden(x), LEAK)
 
     def head(self, images: Tensor) -> Tensor:
         """Head parameters [N, 63]: expression, jaw, rotation, gaze (left yaw, pitch, right yaw, pitch), face logit."""
-        return self.head_units(self.activations(images)) * self.head_scale + self.head_mean
+        units = self.head_output(self.head_features(self.activations(images)))  # in standard deviations
+        return units * self.head_scale + self.head_mean
 
     def identity_vector(self, last: Tensor) -> Tensor:
         """Last map -> unit vectors [N, 128]."""

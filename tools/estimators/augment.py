@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_SHIFT = 0.05  # of the half side
-MAX_ZOOM = 0.06
+MAX_ZOOM = 0.04
 MAX_NOISE = 0.05
 MAX_GAIN = 0.12
 GREY = (0.299, 0.587, 0.114)

@@ -20,6 +20,7 @@ WEIGHTS = {
     'rotation': 2.0,
     'gaze': 3.0,
     'face': 0.1,
+    'points': 3.0,
     'identity': 0.4,
     'attributes': 1.0,
     'choices': 0.2,
@@ -53,6 +54,8 @@ class Objective(nn.Module):
         self.head_scales, self.attribute_scales = Scales.of(pictures.head), Scales.of(pictures.attributes)
         size = pictures.head.shape[1]
         network.head_mean[:size], network.head_scale[:size] = self.head_scales.mean, self.head_scales.deviation
+        self.point_scales = Scales.of(landmark_targets(pictures.points))
+        self.points = nn.Linear(network.head_output.in_features, len(self.point_scales.mean))
         width = WIDTHS[-2] + WIDTHS[-1]
         self.describe = nn.Linear(width, pictures.attributes.shape[1])
         self.choose = nn.ModuleList([nn.Linear(width, len(options)) for options in CHOICES.values()])
@@ -62,11 +65,14 @@ class Objective(nn.Module):
         """Loss terms, unweighted, of augmented float images, their labels, and pictures that show no face."""
         count = len(images)
         maps = self.network.activations(torch.cat([images, spoilt]))
-        units = self.network.head_units(maps)
+        features = self.network.head_features(maps)
+        units = self.network.head_output(features)
         losses = self._head(units[:count], batch)
         faces = torch.cat([units.new_ones(count), units.new_zeros(len(spoilt))])
         losses['face'] = F.binary_cross_entropy_with_logits(units[:, -1], faces)
         losses['identity'] = self._identity(maps[-1][:count], batch.person)
+        landmarks = self.point_scales.units(landmark_targets(batch.points))
+        losses['points'] = _robust(self.points(features[:count]), landmarks).mean()
         pooled = torch.cat([level[:count].mean(dim=(2, 3)) for level in maps[-2:]], dim=1)
         losses['attributes'] = _robust(self.describe(pooled), self.attribute_scales.units(batch.attributes)).mean()
         terms = [F.cross_entropy(layer(pooled), batch.choices[:, k]) for k, layer in enumerate(self.choose)]
@@ -93,6 +99,19 @@ class Objective(nn.Module):
         same = (person[:, None] == person) & ~oneself
         chosen = F.log_softmax(logits, dim=1).masked_fill(~same, 0.0).sum(dim=1)
         return -(chosen / same.sum(dim=1)).mean()
+
+
+def landmark_targets(points: Tensor) -> Tensor:
+    """Points [N, 70, 2] -> [N, 152]: the points, where each iris is in its eye, how open eyes and mouth are.
+
+    In the picture these are what expression, jaw and gaze look like: they teach sooner than the parameters do.
+    """
+    eyes = torch.stack([points[:, 42:48].mean(dim=1), points[:, 36:42].mean(dim=1)], dim=1)  # left, right
+    iris = points[:, 68:] - eyes
+    lids = [points[:, [low]] - points[:, [high]] for low, high in ((46, 44), (40, 38))]
+    lips = points[:, [66]] - points[:, [62]]
+    corners = points[:, [54]] - points[:, [48]]
+    return torch.cat([points, iris, *lids, lips, corners], dim=1).flatten(1)
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
