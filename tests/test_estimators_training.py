@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from metrics.estimators.embedded_network import EmbeddedNetwork, read_embedded, write_embedded
+from metrics.estimators.base import HeadEstimate
+from metrics.estimators.embedded_network import read_embedded, write_embedded
 from tools.estimators.augment import augment, spoil
 from tools.estimators.data import ATTRIBUTES, CHOICES, Mirror, Pictures, _points, head_labels, load_pictures
+from tools.evaluate_estimators import head_errors, identity_scores, rounded
 from tools.train_estimators import batch_rows, train
-from training import cameras
+from training import cameras, synthetic
 from training.dataset import HeadDataset
 from training.head.makehuman import embedded_head
 
@@ -26,7 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def pictures(folder: Path) -> Pictures:
-    return load_pictures(folder, seed=5, num=COUNT)
+    path = folder / f'synth64-seed5-{COUNT}.zip'
+    synthetic.generate(path, num=COUNT, resolution=64, seed=5, workers=0, progress=False)
+    return load_pictures(folder, seed=5, num=COUNT)  # finds it
 
 
 def test_labels_are_those_of_the_dataset(pictures: Pictures, folder: Path) -> None:
@@ -83,11 +87,10 @@ def test_batches_are_pairs_of_one_person() -> None:
     assert not torch.equal(rows, batch_rows(person, steps=8, seed=1))
 
 
-def test_a_short_run_learns_repeats_and_survives_its_file(pictures: Pictures, tmp_path: Path) -> None:
-    """Few steps on few pictures lower the error on them; float16 and folding change little."""
+def test_a_short_run_repeats_and_survives_its_file(pictures: Pictures, tmp_path: Path) -> None:
+    """The same seed gives the same network and file; float16 and folding change little."""
     many = Pictures.join([pictures] * 8)
-    saved: list[EmbeddedNetwork] = []
-    networks = [train(many, steps=6, seed=0, save=saved.append) for _ in range(2)]
+    networks = [train(many, steps=2, seed=0, save=lambda network: None) for _ in range(2)]
     state = networks[0].state_dict()
     assert all(torch.equal(value, state[name]) for name, value in networks[1].state_dict().items())
     assert int(many.person.max()) == 15
@@ -102,3 +105,31 @@ def test_a_short_run_learns_repeats_and_survives_its_file(pictures: Pictures, tm
     with torch.no_grad():
         before = networks[0].eval().head(images)
         assert torch.allclose(loaded.network.head(images), before, atol=0.05 * float(before.abs().max()))
+
+
+def test_errors_of_the_card(pictures: Pictures) -> None:
+    """Right estimates have no error; a shift of one field is that field's error; shut eyes do not count."""
+    head = pictures.head.clone()
+    head[:, 52] += 0.02
+    head[pictures.eyes_open[:, 0] < 0.5, 58:60] += 1.0
+    head[:, 58] += 0.1
+    expression, jaw, rotation, gaze = head.split([52, 3, 3, 4], dim=1)
+    estimate = HeadEstimate(
+        expression=expression, jaw=jaw, rotation=rotation, gaze=gaze.reshape(-1, 2, 2), valid=torch.ones(COUNT).bool()
+    )
+    errors = rounded(head_errors(estimate, pictures))
+    assert errors['expression'] == errors['rotation'] == errors['gaze_pitch'] == 0
+    assert errors['jaw_opening'] == 0.02
+    assert 0 < errors['gaze_yaw'] <= 0.1
+    assert errors['rotation_angle'] < 1e-3
+    assert errors['rotation_mean_prediction'] > 0.01
+
+
+def test_scores_of_identities() -> None:
+    """Perfect vectors are verified perfectly; random ones at chance."""
+    person = torch.arange(40).repeat_interleave(4)
+    perfect = torch.eye(40).repeat_interleave(4, dim=0)
+    scores = identity_scores(perfect, person)
+    assert (scores['cosine_same'], scores['cosine_different'], scores['verification_accuracy']) == (1.0, 0.0, 1.0)
+    noise = torch.nn.functional.normalize(torch.randn(160, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert abs(identity_scores(noise, person)['verification_accuracy'] - 0.5) < 0.06
