@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from metrics.estimators.base import HeadEstimate
 from metrics.estimators.embedded import EmbeddedFeatures, EmbeddedHeadEstimator, EmbeddedIdentity
 from metrics.estimators.embedded_network import DEFAULT_PATH, read_embedded
 from metrics.estimators.loading import load_features, load_head_estimator, load_identity_embedder
-from metrics.features import FeatureExtractor
 from training import cameras, synthetic
 from training import synthetic_params as params
 from training.head.makehuman import embedded_head
@@ -26,6 +26,7 @@ from training.head.model import HeadParams
 
 SEED = 31337  # neither of the training sets nor of the card
 PEOPLE = 8
+PARTS = ('head', 'identity', 'features')
 FIELDS = ('expression', 'jaw', 'rotation', 'gaze')
 
 
@@ -60,7 +61,9 @@ def truth(estimator: EmbeddedHeadEstimator, items: list[synthetic.Item]) -> Head
     return estimator.targets(heads, torch.from_numpy(np.stack([item.label for item in items])))
 
 
-def posed(*, eyes: tuple[float, float] = (0.0, 0.0), jaw: float = 0.0, view: tuple[float, float, float] = (0, 0, 0)):
+def posed(
+    *, eyes: tuple[float, float] = (0.0, 0.0), jaw: float = 0.0, view: Sequence[float] = (0.0, 0.0, 0.0)
+) -> Tensor:
     """Pictures of some people without expression, with this gaze (axis-angle about x, y), jaw and camera."""
     studio = synthetic._studio(64)
     label = cameras.orbit_camera(*(torch.tensor([value]) for value in view[:2]), roll=torch.tensor([view[2]]))[0]
@@ -137,7 +140,7 @@ def test_sign_of_rotation(estimator: EmbeddedHeadEstimator, axis: int) -> None:
     size = (0.3, 0.4, 0.25)[axis]
     view = [(0.0, size, 0.0), (size, 0.0, 0.0), (0.0, 0.0, -size)]
     first = field(estimator(posed(view=view[axis])), 'rotation').mean(dim=0)
-    second = field(estimator(posed(view=tuple(-value for value in view[axis]))), 'rotation').mean(dim=0)
+    second = field(estimator(posed(view=[-value for value in view[axis]])), 'rotation').mean(dim=0)
     change = (first - second) / (2 * size)
     assert 0.6 < change[axis] < 1.4
     assert change[torch.arange(3) != axis].abs().max() < 0.3
@@ -216,10 +219,10 @@ def test_card_describes_the_file() -> None:
     assert card['licence'] == 'CC0 1.0'
     assert card['head_model_hash'] == embedded_head().content_hash
     assert DEFAULT_PATH.stat().st_size < 4 * 2**20
-    loaded = [load_head_estimator('embedded'), load_identity_embedder('embedded'), load_features('embedded')]
-    assert {part.content_hash for part in loaded} == {card['sha256']}
-    assert isinstance(loaded[2], FeatureExtractor)
-    assert [part.name for part in loaded] == ['embedded-head', 'embedded-identity', 'embedded-features']
+    estimator, embedder = load_head_estimator('embedded'), load_identity_embedder('embedded')
+    features = load_features('embedded')
+    assert {estimator.content_hash, embedder.content_hash, features.content_hash} == {card['sha256']}
+    assert (estimator.name, embedder.name, features.name) == tuple(f'embedded-{part}' for part in PARTS)
 
 
 def test_missing_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
