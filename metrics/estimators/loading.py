@@ -2,7 +2,8 @@
 
 Kinds: head parameters 'embedded', 'deca', 'emoca', 'smirk'; identity 'embedded', 'arcface'; image features
 'embedded', 'random', 'inception', 'clip', 'dino'. What needs more than this package (a face detector, a fit) is
-handed over by the caller in `others`; applications/estimators has such things.
+handed over by the caller in `others`; applications/estimators has such things. Metric names write 'synth' for
+'embedded' (fid_synth, aed_synth), and so the loaders know both.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from metrics.estimators.random_features import RandomFeatures
 from metrics.estimators.vit import TransformerFeatures
 from metrics.features import FeatureExtractor
 
+EMBEDDED = ('embedded', 'synth')
+
 
 def load_head_estimator(
     spec: str,
@@ -37,7 +40,7 @@ def load_head_estimator(
     kind, path = _split(spec)
     if others and kind in others:
         return others[kind](path)
-    if kind == 'embedded':
+    if kind in EMBEDDED:
         return EmbeddedHeadEstimator(path or DEFAULT_PATH)
     if kind in TRACKERS:
         return FlameTracker(kind, path, locator=locator)
@@ -54,7 +57,7 @@ def load_identity_embedder(
     kind, path = _split(spec)
     if others and kind in others:
         return others[kind](path)
-    if kind == 'embedded':
+    if kind in EMBEDDED:
         return EmbeddedIdentity(path or DEFAULT_PATH)
     if kind == 'arcface':
         return ArcFace(path, locator=locator)
@@ -76,7 +79,7 @@ def load_features(
     kind, path = _split(spec)
     if others and kind in others:
         return others[kind](path)
-    if kind == 'embedded':
+    if kind in EMBEDDED:
         return EmbeddedFeatures(path or DEFAULT_PATH)
     if kind == 'random':
         return RandomFeatures()

@@ -1,8 +1,9 @@
 """Vision transformers of CLIP, DINO and DINOv2 from the user's weights, as image features.
 
 One transformer of our own; each family's names are mapped to it. Sizes are read from the weights (heads are 64 wide
-in all of them). Pictures are resized to 224 px with a bicubic low-pass filter. Checked on made-up weights of the same
-names and shapes; the published files were not at hand.
+in all of them); position embeddings of another size are resized by plain bicubic interpolation. Pictures are resized to
+224 px with a bicubic low-pass filter. Checked on made-up weights of the same names and shapes; the published files were
+not at hand.
 """
 
 from __future__ import annotations
