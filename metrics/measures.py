@@ -68,8 +68,8 @@ def feature_rows(source: Frames, estimator: Any, run: Run, *, what: str) -> Rows
         said = estimator(images)
         return _numbers(said) if isinstance(said, Tensor) else animation.pack(said)
 
-    key = None if source.key is None else [*source.key, estimator.name, estimator.content_hash]
-    return run.workshop.table(key, len(source), compute, what=what)
+    key = [*source.key, estimator.name, estimator.content_hash]
+    return run.workshop.table(key, len(source), compute, what=what, keep=source.keep)
 
 
 def _numbers(values: Tensor) -> Rows:
@@ -277,8 +277,9 @@ def _flicker(metric: Metric, run: Run) -> Outcome:
             rows.append(animation.clip_differences(torch.cat(parts)))
         return np.concatenate(rows)
 
-    key = None if source.key is None else [*source.key, 'flicker', frames]
-    second, first = run.workshop.table(key, clips, compute, what='clips').astype(np.float64).T
+    key = [*source.key, 'flicker', frames]
+    rows = run.workshop.table(key, clips, compute, what='clips', keep=source.keep)
+    second, first = rows.astype(np.float64).T
     moves = bool(first.sum())
     return Outcome(
         value=float(second.sum() / first.sum()) if moves else 0.0,

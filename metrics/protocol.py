@@ -28,6 +28,8 @@ class Protocol:
     features: str | None = None  # for metrics that name no estimator; None: the official Inception
     head: str | None = None  # None: DECA
     identity: str | None = None  # None: ArcFace
+    locator: Any = None  # finds faces for estimators that crop (metrics.estimators.crops.Locator)
+    others: Any = None  # further head estimators by word (metrics.estimators.loading)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

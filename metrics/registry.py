@@ -28,19 +28,32 @@ from torch_utils.distributed import Communicator
 
 
 def load_estimator(metric: Metric, protocol: Protocol) -> Any:
-    """What a metric looks through, on the CPU; None for one that needs nothing. UserError if it is not there."""
+    """What a metric looks through, on the CPU; None for one that needs nothing. UserError if it is not there.
+
+    A word in the metric's name takes its path from the protocol's specification of that word: aed_emoca with
+    head='emoca:weights.pt'.
+    """
     kind = metric.rules.kind
     if kind == 'head':
-        return load_head_estimator(metric.estimator or protocol.head or 'deca')
+        spec = _specification(metric.estimator, protocol.head, 'deca')
+        return load_head_estimator(spec, locator=protocol.locator, others=protocol.others)
     if kind == 'identity':
-        return load_identity_embedder(metric.estimator or protocol.identity or 'arcface')
+        spec = _specification(metric.estimator, protocol.identity, 'arcface')
+        return load_identity_embedder(spec, locator=protocol.locator)
     if kind is None:
         return None
-    spec = metric.estimator or protocol.features
-    if kind == 'features' and spec not in (None, 'inception'):
-        return load_features(spec)
+    spec = _specification(metric.estimator, protocol.features, 'inception')
+    if kind == 'features' and spec != 'inception':
+        return load_features(spec, sha256=protocol.inception_sha256, cache_dir=protocol.cache_dir)
     inception = load_inception(protocol.inception, sha256=protocol.inception_sha256, cache_dir=protocol.cache_dir)
     return InceptionClasses(inception) if kind == 'classes' else inception
+
+
+def _specification(word: str | None, given: str | None, official: str) -> str:
+    """What to load: the name's word, or what the protocol says, or the official one; a path goes with its word."""
+    if word is None:
+        return given or official
+    return given if given and given.partition(':')[0] == word else word
 
 
 def check_metrics(names: Sequence[str], protocol: Protocol) -> dict[str, Any]:

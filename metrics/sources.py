@@ -31,8 +31,12 @@ class Frames(ImageSource, Protocol):
     """Images whose head parameters and cameras are known."""
 
     @property
-    def key(self) -> list[Any] | None:
-        """What decides the pixels, as JSON; None: unknown, so nothing is kept."""
+    def key(self) -> list[Any]:
+        """What decides the pixels of one subject, as JSON."""
+
+    @property
+    def keep(self) -> bool:
+        """Whether `key` names the subject's content, so that results may outlast the call."""
 
     @property
     def groups(self) -> list[int]:
@@ -83,6 +87,10 @@ class DatasetImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def keep(self) -> bool:
+        return True
 
     @property
     def key(self) -> list[Any]:
@@ -142,9 +150,11 @@ class ShotImages:
         return len(self.shots)
 
     @property
-    def key(self) -> list[Any] | None:
-        if self.adapter.content_hash is None:
-            return None
+    def keep(self) -> bool:
+        return self.adapter.content_hash is not None
+
+    @property
+    def key(self) -> list[Any]:
         data = [self.dataset.content_hash, len(self.dataset)]
         fields = [list(vars(shot).values()) for shot in self.shots]
         made_by = [self.adapter.content_hash, self.adapter.precision_name, self.device.type]

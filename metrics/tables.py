@@ -41,15 +41,15 @@ class Workshop:
     progress: Progress | None = None
     made: dict[str, Rows] = dataclasses.field(default_factory=dict)  # what this call has already seen
 
-    def table(self, key: list[Any] | None, count: int, compute: Compute, *, what: str) -> Rows:
+    def table(self, key: list[Any], count: int, compute: Compute, *, what: str, keep: bool = True) -> Rows:
         """Rows [count, D] of `compute`, on every rank. Collective.
 
-        `key`: what decides them, as JSON; the same key is computed once. None: nothing is kept on the disk.
+        `key`: what decides them, as JSON; the same key is computed once a call, and with `keep` once for all.
         """
-        name = None if key is None else hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-        if name is not None and name in self.made:
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        if name in self.made:
             return self.made[name]
-        folder = None if name is None else Path(self.cache_dir or default_cache_dir()) / 'tables' / name
+        folder = Path(self.cache_dir or default_cache_dir()) / 'tables' / name if keep else None
         if folder is not None:
             make_output_folder(folder)
         chunks: dict[int, Rows] = {}
@@ -59,8 +59,7 @@ class Workshop:
                 if self.progress:
                     self.progress(what, rows.stop, count)
         table = self._gather(chunks, count)
-        if name is not None:
-            self.made[name] = table
+        self.made[name] = table
         return table
 
     def _chunk(self, folder: Path | None, number: int, rows: range, compute: Compute) -> Rows:

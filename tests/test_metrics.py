@@ -147,7 +147,7 @@ def shuffle(images: torch.Tensor, share: float) -> torch.Tensor:
     ids=['blur', 'noise', 'saturation', 'patches'],
 )
 def test_stand_in_grows_with_corruption(corrupt, strengths) -> None:
-    images, others = blob_images(300, seed=1), blob_images(300, seed=2)
+    images, others = blob_images(160, seed=1), blob_images(160, seed=2)
     floor = distance(images, others)
     values = [distance(images, corrupt(others, strength)) for strength in strengths]
     assert floor < values[0] or values[0] == pytest.approx(floor, rel=0.2)
@@ -272,7 +272,11 @@ def test_tables_are_made_once_and_again_where_damaged(tmp_path: Path) -> None:
     assert calls[150:] == list(range(CHUNK, 150))
     other = Workshop(communicator=CPU, batch=16, cache_dir=tmp_path).table(['other'], 3, compute, what='rows')
     assert len(other) == 3
-    Workshop(communicator=CPU, batch=16, cache_dir=tmp_path).table(None, 3, compute, what='rows')
+    workshop = Workshop(communicator=CPU, batch=16, cache_dir=tmp_path)
+    calls.clear()
+    for _ in range(2):
+        workshop.table(['fleeting'], 3, compute, what='rows', keep=False)
+    assert calls == [0, 1, 2]
     assert len(list(tmp_path.rglob('*.npz'))) == 4
 
 
