@@ -42,6 +42,7 @@ def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option('--features', help='Feature network of metrics that name none. Default: official Inception.'),
             click.option('--head-estimator', help='Head estimator of metrics that name none. Default: deca.'),
             click.option('--identity', help='Identity network of metrics that name none. Default: arcface.'),
+            click.option('--locate', is_flag=True, help='Find faces (MediaPipe) for DECA, ArcFace, ... to crop by.'),
             click.option('--inception', help='Path or URL of the official Inception (TorchScript). Default: its URL.'),
             click.option('--inception-sha256', help='Expected sha256 of --inception, if it is not the official file.'),
             click.option('--head-model', help="The user's FLAME file, for datasets of FLAME parameters."),
@@ -69,6 +70,7 @@ def _measure(options: dict[str, Any], **subject: Any) -> None:
         name=options['name'],
         head_model_path=options['head_model'],
         out=options['out'],
+        locate=options['locate'],
         show=click.echo,
         protocol=Protocol(
             **{name: options[name] for name in same},

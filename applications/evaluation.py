@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from applications.estimators.landmarks import LandmarkEstimator, LandmarkLocator
 from applications.measured import load_adapter, open_images
+from applications.preprocessing.detect import MediaPipeDetector
 from dnnlib import UserError
 from dnnlib.files import sha256_file
 from metrics.adapter import Adapter, NetworkAdapter
+from metrics.names import parse_metric
 from metrics.protocol import Protocol
-from metrics.registry import check_metrics, evaluate, write_results
+from metrics.registry import evaluate, write_results
 from metrics.sources import DatasetImages
 from metrics.tables import Progress
 from torch_utils.distributed import Communicator
@@ -37,22 +40,27 @@ class Evaluation:
     head_model_path: str | None = None  # the user's FLAME file, for datasets of FLAME parameters
     out: str | None = None  # JSON lines to append to
     precision: str = 'fp32'  # of the network, by torch_utils.precision.choose_precision
+    locate: bool = False  # find faces for estimators that crop, instead of trusting the cameras' framing
     show: Callable[[str], None] = print  # gets one line a result, on rank 0
 
 
 def run_evaluation(evaluation: Evaluation, communicator: Communicator) -> None:
     """Measure, print a line a metric, append the results; every rank of `communicator` calls it."""
-    check_metrics(evaluation.metrics, evaluation.protocol)
+    for name in evaluation.metrics:
+        parse_metric(name)
     if evaluation.out and communicator.is_main:
         write_results(evaluation.out, [])  # not writable: known before the work, not after
     subject, dataset, facts = _opened(evaluation, communicator)
+    protocol = _with_detector(evaluation, dataset)
+    if evaluation.locate:
+        facts['located'] = True
     if evaluation.name:
         facts['name'] = evaluation.name
     results = evaluate(
         evaluation.metrics,
         subject=subject,
         dataset=dataset,
-        protocol=evaluation.protocol,
+        protocol=protocol,
         communicator=communicator,
         facts=facts,
         progress=progress_bar() if communicator.is_main and sys.stderr.isatty() else None,
@@ -62,6 +70,18 @@ def run_evaluation(evaluation: Evaluation, communicator: Communicator) -> None:
             evaluation.show(summary(result))
         if evaluation.out:
             write_results(evaluation.out, results)
+
+
+def _with_detector(evaluation: Evaluation, dataset: HeadDataset | None) -> Protocol:
+    """The protocol with what needs a face detector: the estimator 'landmarks', and crops by detected faces."""
+
+    def landmarks(path: str) -> LandmarkEstimator:
+        if dataset is None:
+            raise UserError("--head-estimator=landmarks: fits a dataset's head model; give it by --data")
+        return LandmarkEstimator(MediaPipeDetector(path or None), dataset.head_model)
+
+    locator = LandmarkLocator(MediaPipeDetector(None)) if evaluation.locate else None
+    return dataclasses.replace(evaluation.protocol, locator=locator, others={'landmarks': landmarks})
 
 
 Opened = tuple[Adapter | DatasetImages, HeadDataset | None, dict[str, Any]]
