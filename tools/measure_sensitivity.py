@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from applications.synthetic_adapter import SyntheticAdapter, View
 from dnnlib.cli import Command
 from metrics.adapter import Adapter, Request
+from tools.draw_sensitivity import draw_panels
 from torch_utils.rotations import axis_angle_matrix
 
 METRICS = {
@@ -176,7 +177,12 @@ class Wrong(Adapter):
 
 
 def measure_all(
-    dataset: Any, *, counts: dict[str, int], corruptions: list[str], seed: int = 0, report: Callable[[str], None]
+    dataset: Any,
+    *,
+    counts: dict[str, int],
+    corruptions: list[str],
+    metrics: Sequence[str] = tuple(METRICS),
+    report: Callable[[str], None],
 ) -> dict[str, list[dict[str, Any]]]:
     """Corruption -> one row a strength: {metric: result}, the first without any corruption."""
     from metrics.protocol import Protocol
@@ -185,7 +191,7 @@ def measure_all(
 
     renderer = SyntheticAdapter(torch.device('cpu'), resolution=dataset.resolution)
     clean: dict[str, Tensor] = {}
-    names = {short: name.format(**counts) for short, name in METRICS.items()}
+    names = {short: METRICS[short].format(**counts) for short in metrics}
     untouched: dict[str, Any] | None = None
     found: dict[str, list[dict[str, Any]]] = {}
     for corruption in corruptions:
@@ -194,12 +200,11 @@ def measure_all(
             if strength == 0 and untouched is not None:
                 rows.append(untouched)
                 continue
-            # Metrics of a clip alone notice shaking, and only pictures of heads in motion are shaken evenly.
             results = evaluate(
                 list(names.values()),
                 subject=Wrong(renderer, corruption, strength, clean=clean),
                 dataset=dataset,
-                protocol=Protocol(seed=seed),
+                protocol=Protocol(),
                 communicator=Communicator(torch.device('cpu')),
             )
             row = dict(zip(names, results, strict=True))
@@ -238,34 +243,6 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return '\n'.join(lines)
 
 
-def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """A panel a metric, a line a corruption: change in units of the clean value's interval."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(3, 3, figsize=(11, 8), sharex=True, layout='constrained')
-    for metric, axis in zip(METRICS, axes.flat, strict=True):
-        for corruption, rows in found.items():
-            bold = metric in MUST_NOTICE[corruption]
-            values = [row[metric]['value'] for row in rows]
-            axis.plot(
-                STRENGTHS,
-                values,
-                marker='.',
-                linewidth=2.4 if bold else 0.9,
-                alpha=1 if bold else 0.6,
-                label=corruption,
-            )
-        low, high = next(iter(found.values()))[0][metric]['interval']
-        axis.axhspan(low, high, color='0.9', zorder=0)
-        axis.set_title(metric)
-    axes[0, 0].legend(fontsize=7)
-    figure.supxlabel('strength of the corruption (grey: 95 % interval without corruption; bold: must notice)')
-    figure.savefig(path, dpi=90)
-
-
 @click.command(cls=Command)
 @click.option('--data', required=True, help='Packed synthetic dataset: real images, cameras and heads.')
 @click.option('--out', required=True, help='Picture to write; the numbers go beside it as .json, the table to stdout.')
@@ -289,7 +266,8 @@ def main(data: str, out: str, only: str | None, **counts: int) -> None:
     )
     with atomic_write(Path(out).with_suffix('.json')) as handle:
         handle.write(json.dumps(found, indent=1).encode())
-    plot(found, Path(out))
+    with atomic_write(out) as handle:
+        handle.write(draw_panels(found, STRENGTHS, bold=MUST_NOTICE))
     click.echo(table(found))
 
 
