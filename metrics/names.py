@@ -85,6 +85,7 @@ OFFICIAL = {
 }
 # Words for estimators whose own names say less; others are called by their names.
 WORDS = {
+    'inception-2015-12-05': 'inception',
     'random-conv-1': 'random',
     'embedded-features': 'synth',
     'embedded-head': 'synth',

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib import UserError
 from metrics.adapter import Adapter
 from metrics.estimators.inception import InceptionClasses, load_inception
 from metrics.estimators.loading import load_features, load_head_estimator, load_identity_embedder
@@ -42,6 +43,8 @@ def load_estimator(metric: Metric, protocol: Protocol) -> Any:
         return load_identity_embedder(spec, locator=protocol.locator)
     if kind is None:
         return None
+    if kind == 'classes' and metric.estimator not in (None, 'inception'):
+        raise UserError(f'metric {metric.name!r}: only the official Inception has classes; write is<N>[k]')
     spec = _specification(metric.estimator, protocol.features, 'inception')
     if kind == 'features' and spec != 'inception':
         return load_features(spec, sha256=protocol.inception_sha256, cache_dir=protocol.cache_dir)

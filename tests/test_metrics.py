@@ -19,6 +19,7 @@ from cases_metrics import BlobDataset, BlobGenerator, blob_images, write_incepti
 from dnnlib import UserError
 from dnnlib.download import fetch
 from dnnlib.files import sha256_file
+from metrics import registry
 from metrics.adapter import NetworkAdapter
 from metrics.estimators.inception import load_inception
 from metrics.estimators.random_features import RandomFeatures, counter_weights
@@ -203,6 +204,18 @@ def test_metric_names_that_are_none(name: str, message: str | None) -> None:
         return
     with pytest.raises(UserError, match=message):
         parse_metric(name)
+
+
+def test_a_word_of_a_name_takes_its_path_from_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(registry, 'load_head_estimator', lambda spec, **_: asked.append(spec))
+    protocol = Protocol(head='smirk:here.pt')
+    for name in ('aed_smirk', 'aed', 'aed_emoca'):
+        registry.load_estimator(parse_metric(name), protocol)
+    registry.load_estimator(parse_metric('aed'), Protocol())
+    assert asked == ['smirk:here.pt', 'smirk:here.pt', 'emoca', 'deca']
+    with pytest.raises(UserError, match='only the official Inception has classes'):
+        check_metrics(['is_synth50'], Protocol())
 
 
 # Generated images.

@@ -31,8 +31,8 @@ ROUNDING = 2e-4  # of the pictures' 16 bits
 @pytest.fixture(autouse=True)
 def _numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv('NEXT3D_CACHE_DIR', str(tmp_path / 'cache'))
-    monkeypatch.setattr(registry, 'load_head_estimator', lambda spec: NumberEstimator())
-    monkeypatch.setattr(registry, 'load_identity_embedder', lambda spec: NumberIdentity())
+    monkeypatch.setattr(registry, 'load_head_estimator', lambda spec, **_: NumberEstimator())
+    monkeypatch.setattr(registry, 'load_identity_embedder', lambda spec, **_: NumberIdentity())
 
 
 def measure(name: str, subject: Adapter | DatasetImages, **protocol: Any) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def test_only_the_official_estimator_gives_the_bare_name() -> None:
 def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     other = NumberEstimator()
     other.head_model = 'flame2020'
-    monkeypatch.setattr(registry, 'load_head_estimator', lambda spec: other)
+    monkeypatch.setattr(registry, 'load_head_estimator', lambda spec, **_: other)
     with pytest.raises(UserError, match='estimates parameters of flame2020, but numbers is driven by numbers'):
         measure('aed2x2', NumberAdapter())
     small = NumberAdapter()
