@@ -197,18 +197,24 @@ def make_config(cfg: str, overrides: dict[str, Any]) -> TrainConfig:
 
 
 def check_metrics(names: tuple[str, ...]) -> None:
-    """Find unknown names and missing feature networks before hours of training; UserError."""
-    from metrics.registry import Protocol, load_extractor, parse_metric
-
-    for metric in [parse_metric(name) for name in names]:
-        load_extractor(metric, Protocol())
-
-
-def evaluate(names: tuple[str, ...], *, images_seen: int, **subjects: Any) -> list[dict[str, Any]]:
-    """What calc_metrics.py runs, for the training loop."""
+    """Find unknown names and missing estimators before hours of training; UserError."""
     from metrics import registry
 
-    return registry.evaluate(names, protocol=registry.Protocol(), subject={'kimg': images_seen / 1000}, **subjects)
+    registry.check_metrics(names, registry.Protocol())
+
+
+def evaluate(names: tuple[str, ...], *, images_seen: int, generator: Any, **others: Any) -> list[dict[str, Any]]:
+    """What calc_metrics.py runs, for the training loop."""
+    from metrics import registry
+    from metrics.adapter import NetworkAdapter
+
+    return registry.evaluate(
+        names,
+        subject=NetworkAdapter(generator),
+        protocol=registry.Protocol(),
+        facts={'kimg': images_seen / 1000},
+        **others,
+    )
 
 
 if __name__ == '__main__':

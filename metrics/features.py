@@ -20,6 +20,7 @@ class FeatureExtractor(ABC):
 
     name: str  # stands in every result
     content_hash: str  # sha256 of whatever decides the features
+    licence: str  # one line
     num_features: int
 
     @abstractmethod

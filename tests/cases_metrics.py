@@ -39,6 +39,8 @@ class BlobDataset:
     name = 'blobs'
     resolution = RESOLUTION
     content_hash = 'b' * 64
+    head_model_name = 'numbers'
+    identities = None
 
     def __init__(self, count: int = 96) -> None:
         self.pictures = blob_images(count, seed=1)
@@ -47,12 +49,19 @@ class BlobDataset:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def names(self) -> list[str]:
+        return [f'{index}.png' for index in range(len(self))]
+
     def images(self, indices: Sequence[int]) -> Tensor:
         self.reads += len(indices)
         return self.pictures[list(indices)]
 
     def label(self, indices: Sequence[int]) -> Tensor:
         return torch.arange(25.0).repeat(len(indices), 1) + torch.tensor(list(indices), dtype=torch.float32)[:, None]
+
+    def head_params(self, indices: Sequence[int]) -> None:
+        return None
 
     def head_input(self, indices: Sequence[int], *, device: Any) -> Tensor:
         return torch.tensor(list(indices), dtype=torch.float32)
@@ -93,12 +102,15 @@ class TinyInception(torch.nn.Module):
         weight = torch.randn(2048, 3 * 4 * 4, generator=torch.Generator().manual_seed(5))
         self.project.weight = torch.nn.Parameter(weight, requires_grad=False)
 
-    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
+    def forward(self, images: Tensor, return_features: bool = False, no_output_bias: bool = False) -> Tensor:
         coarse = torch.nn.functional.adaptive_avg_pool2d(images.to(torch.float32) / 255, (4, 4))
         features = torch.relu(self.project(coarse.flatten(1)))
         if return_features:
             return features
-        return features[:, :1008]
+        logits = features[:, :1008] / 2
+        if not no_output_bias:
+            logits = logits + 1
+        return logits.softmax(dim=1)
 
 
 def write_inception(path: Path, module: torch.nn.Module | None = None) -> Path:

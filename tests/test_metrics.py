@@ -6,7 +6,7 @@ import functools
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,18 @@ from cases_metrics import BlobDataset, BlobGenerator, blob_images, write_incepti
 from dnnlib import UserError
 from dnnlib.download import fetch
 from dnnlib.files import sha256_file
+from metrics import registry
+from metrics.adapter import NetworkAdapter
 from metrics.estimators.inception import load_inception
 from metrics.estimators.random_features import RandomFeatures, counter_weights
 from metrics.features import extract_features
 from metrics.frechet import Statistics, frechet_distance, statistics
-from metrics.registry import Protocol, evaluate, parse_metric, write_results
-from metrics.sources import GeneratedImages, batches, choose_indices
+from metrics.names import parse_metric
+from metrics.protocol import Protocol
+from metrics.registry import check_metrics, evaluate, write_results
+from metrics.shots import plan
+from metrics.sources import ShotImages, choose_indices
+from metrics.tables import CHUNK, Workshop, read_chunk
 from torch_utils.distributed import Communicator, run
 
 FROZEN_HASH = '477ef5eb086d5e9a200b529fdbb45b369ad1034d610337dcf15e5b5ad0dadb71'
@@ -142,7 +148,7 @@ def shuffle(images: torch.Tensor, share: float) -> torch.Tensor:
     ids=['blur', 'noise', 'saturation', 'patches'],
 )
 def test_stand_in_grows_with_corruption(corrupt, strengths) -> None:
-    images, others = blob_images(300, seed=1), blob_images(300, seed=2)
+    images, others = blob_images(160, seed=1), blob_images(160, seed=2)
     floor = distance(images, others)
     values = [distance(images, corrupt(others, strength)) for strength in strengths]
     assert floor < values[0] or values[0] == pytest.approx(floor, rel=0.2)
@@ -153,49 +159,138 @@ def test_stand_in_grows_with_corruption(corrupt, strengths) -> None:
 # Names.
 
 
-def test_metric_names() -> None:
-    metric = parse_metric('fid50k_full')
-    assert (metric.features, metric.num_generated, metric.full) == ('fid', 50000, True)
-    metric = parse_metric('fd_random500')
-    assert (metric.features, metric.num_generated, metric.full) == ('fd_random', 500, False)
-    for name in ('kid50k', 'fid', 'fid0', 'FID50k', 'fid50k_fast', 'fd_random'):
-        with pytest.raises(UserError, match='expected fid<N>'):
-            parse_metric(name)
-    with pytest.raises(UserError, match='at least 2'):
-        parse_metric('fid1')
+@pytest.mark.parametrize(
+    ('name', 'family', 'estimator', 'counts', 'full', 'suffix'),
+    [
+        ('fid50k_full', 'fid', None, (50000,), True, '50k'),
+        ('fid_synth500', 'fid', 'synth', (500,), False, '500'),
+        ('fd_random500', 'fd', 'random', (500,), False, '500'),
+        ('fid3d2k_full', 'fid3d', None, (2000,), True, '2k'),
+        ('pr50k3_full', 'pr', None, (50000, 3), True, '50k3'),
+        ('pr_synth500nn5', 'pr', 'synth', (500, 5), False, '500nn5'),
+        ('ppl_z_synth1500', 'ppl_z', 'synth', (1500,), False, '1500'),
+        ('aed', 'aed', None, (500, 20), False, ''),
+        ('aed_l1_synth50x4', 'aed_l1', 'synth', (50, 4), False, '50x4'),
+        ('apd_no_roll500x20', 'apd_no_roll', None, (500, 20), False, ''),
+        ('id_crossview100', 'id_crossview', None, (100,), False, '100'),
+        ('flicker', 'flicker', None, (100, 16), False, ''),
+    ],
+)
+def test_metric_names(name, family, estimator, counts, full, suffix) -> None:
+    metric = parse_metric(name)
+    assert (metric.family, metric.estimator, metric.counts, metric.full) == (family, estimator, counts, full)
+    assert metric.suffix == suffix
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('fid', r'expected fid\[_<estimator>\]<N>\[k\]\[_full\]'),
+        ('FID50k', 'expected one of fid, fd'),
+        ('fid50k_fast', 'expected fid'),
+        ('fid0', 'expected fid'),
+        ('fd50', 'expected fd'),
+        ('pr50k_full', 'expected pr'),
+        ('aed50', r'expected aed\[_<estimator>\]\[<identities>x<images>\]'),
+        ('aed_full', None),  # an estimator called "full": found out when it is loaded
+        ('fid1', 'at least 2 images'),
+        ('flicker10x2', 'at least 1 x 3'),
+    ],
+)
+def test_metric_names_that_are_none(name: str, message: str | None) -> None:
+    if message is None:
+        with pytest.raises(UserError, match='unknown'):
+            check_metrics([name], Protocol())
+        return
+    with pytest.raises(UserError, match=message):
+        parse_metric(name)
+
+
+def test_a_word_of_a_name_takes_its_path_from_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(registry, 'load_head_estimator', lambda spec, **_: asked.append(spec))
+    protocol = Protocol(head='smirk:here.pt')
+    for name in ('aed_smirk', 'aed', 'aed_emoca'):
+        registry.load_estimator(parse_metric(name), protocol)
+    registry.load_estimator(parse_metric('aed'), Protocol())
+    assert asked == ['smirk:here.pt', 'smirk:here.pt', 'emoca', 'deca']
+    with pytest.raises(UserError, match='only the official Inception has classes'):
+        check_metrics(['is_synth50'], Protocol())
 
 
 # Generated images.
 
 
+def shot_images(*, seed: int = 3, generator: BlobGenerator | None = None) -> ShotImages:
+    shots = plan(parse_metric('fid10'), items=96, seed=seed)
+    adapter = NetworkAdapter(generator or BlobGenerator())
+    return ShotImages(adapter, BlobDataset(), shots, seed=seed, device=CPU.device)
+
+
 def test_images_do_not_depend_on_batch_or_order() -> None:
-    source = GeneratedImages(BlobGenerator(), BlobDataset(), count=10, seed=3, device=CPU.device)
+    source = shot_images()
     together = source.images(range(10))
     backwards = torch.cat([source.images([index]) for index in reversed(range(10))]).flip(0)
     assert torch.equal(together, backwards)
-    other_seed = GeneratedImages(BlobGenerator(), BlobDataset(), count=10, seed=4, device=CPU.device)
-    assert not torch.equal(together, other_seed.images(range(10)))
+    assert not torch.equal(together, shot_images(seed=4).images(range(10)))
 
 
 def test_camera_and_head_are_drawn_per_image() -> None:
     generator = BlobGenerator()
-    GeneratedImages(generator, BlobDataset(), count=20, seed=0, device=CPU.device).images(range(20))
-    assert len({row.item() for row in generator.labels[0][:, 0]}) > 10
+    shot_images(generator=generator).images(range(10))
+    assert len({row.item() for row in generator.labels[0][:, 0]}) > 7
 
 
 def test_wrong_resolution_is_refused() -> None:
     dataset = BlobDataset()
     dataset.resolution = 64
-    with pytest.raises(UserError, match='64 px but the network makes 32'):
-        GeneratedImages(BlobGenerator(), dataset, count=2, seed=0, device=CPU.device)
+    with pytest.raises(UserError, match='64 px but network makes 32'):
+        ShotImages(NetworkAdapter(BlobGenerator()), dataset, [], seed=0, device=CPU.device)
 
 
-def test_batches_are_the_same_at_any_number_of_ranks() -> None:
-    dataset = BlobDataset(23)
-    alone = [where for where, _ in batches(dataset, range(23), batch=4)]
-    shared = [where for rank in range(3) for where, _ in batches(dataset, range(23), batch=4, rank=rank, size=3)]
-    assert sorted(alone, key=lambda s: s.start) == sorted(shared, key=lambda s: s.start)
-    assert alone[-1] == slice(20, 23)
+def test_latents_on_the_way_between_two_persons() -> None:
+    shots = plan(parse_metric('ppl_z_random4'), items=96, seed=0)
+    assert [shot.mix for shot in shots[1::2]] == [shot.mix + 1 / 16 for shot in shots[0::2]]
+    for name in ('ppl_random20', 'ppl_z_random20'):
+        result = evaluate_blobs(name)
+        assert result['value'] > 0
+        assert result['metric'] == name
+
+
+# Tables.
+
+
+def test_tables_are_made_once_and_again_where_damaged(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def compute(indices: Sequence[int]) -> np.ndarray:
+        calls.extend(indices)
+        return np.stack([[index, index / 3] for index in indices]).astype(np.float32)
+
+    def table() -> np.ndarray:
+        return Workshop(communicator=CPU, batch=16, cache_dir=tmp_path).table(['key'], 150, compute, what='rows')
+
+    first = table()
+    assert first[:, 0].tolist() == list(range(150))
+    assert calls == list(range(150))
+    assert np.array_equal(table(), first)
+    assert len(calls) == 150
+    chunks = sorted(tmp_path.rglob('*.npz'))
+    data = bytearray(chunks[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    chunks[1].write_bytes(data)
+    chunks[2].unlink()  # as after an interruption
+    assert read_chunk(chunks[1], CHUNK) is None
+    assert np.array_equal(table(), first)
+    assert calls[150:] == list(range(CHUNK, 150))
+    other = Workshop(communicator=CPU, batch=16, cache_dir=tmp_path).table(['other'], 3, compute, what='rows')
+    assert len(other) == 3
+    workshop = Workshop(communicator=CPU, batch=16, cache_dir=tmp_path)
+    calls.clear()
+    for _ in range(2):
+        workshop.table(['fleeting'], 3, compute, what='rows', keep=False)
+    assert calls == [0, 1, 2]
+    assert len(list(tmp_path.rglob('*.npz'))) == 4
 
 
 def test_choose_indices() -> None:
@@ -210,16 +305,19 @@ def test_choose_indices() -> None:
 # The whole measurement.
 
 
-def measure(tmp_path: Path, name: str = 'fd_random40_full', **protocol) -> dict:
-    options = Protocol(cache_dir=tmp_path, **protocol)
+def evaluate_blobs(name: str, dataset: BlobDataset | None = None, **protocol) -> dict:
     return evaluate(
         [name],
-        generator=BlobGenerator(),
-        dataset=BlobDataset(),
-        protocol=options,
+        subject=NetworkAdapter(BlobGenerator(), content_hash='g'),
+        dataset=dataset or BlobDataset(),
+        protocol=Protocol(**protocol),
         communicator=CPU,
-        subject={'kimg': 7},
+        facts={'kimg': 7},
     )[0]
+
+
+def measure(tmp_path: Path, name: str = 'fd_random40_full', **protocol) -> dict:
+    return evaluate_blobs(name, cache_dir=tmp_path, **protocol)
 
 
 def test_result_holds_the_protocol(tmp_path: Path) -> None:
@@ -228,51 +326,59 @@ def test_result_holds_the_protocol(tmp_path: Path) -> None:
     assert result['value'] > 0
     expected = {'kimg': 7, 'seed': 2, 'num_real': 96, 'num_generated': 40, 'truncation_psi': 0.7, 'dataset': 'blobs'}
     assert {key: result[key] for key in expected} == expected
-    assert result['extractor_hash'] == RandomFeatures().content_hash
+    assert result['estimator_hash'] == RandomFeatures().content_hash
+    assert result['interval'][0] < result['value'] < result['interval'][1]
+    assert 0 < result['floor'] < result['value']
     out = tmp_path / 'results.jsonl'
     write_results(out, [result])
     write_results(out, [result])
-    assert [json.loads(line) for line in out.read_text().splitlines()] == [result, result]
+    stored = json.loads(json.dumps(result))
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [stored, stored]
 
 
 def test_value_is_independent_of_batch_and_cache(tmp_path: Path) -> None:
     first = measure(tmp_path / 'a', batch=16)
-    assert measure(tmp_path / 'b', batch=7)['value'] == pytest.approx(first['value'], rel=1e-6)
-    assert measure(tmp_path / 'a', batch=16)['value'] == first['value']  # from cached statistics
+    assert measure(tmp_path / 'b', batch=7)['value'] == first['value']
+    assert measure(tmp_path / 'a', batch=16)['value'] == first['value']  # from kept features
     assert measure(tmp_path / 'a', batch=16, seed=1)['value'] != first['value']
 
 
-def test_real_statistics_are_read_once(tmp_path: Path) -> None:
+def test_real_images_are_read_once(tmp_path: Path) -> None:
     dataset = BlobDataset()
-    call = functools.partial(evaluate, generator=BlobGenerator(), dataset=dataset, communicator=CPU)
-    call(['fd_random20_full'], protocol=Protocol(cache_dir=tmp_path))
-    call(['fd_random30_full'], protocol=Protocol(cache_dir=tmp_path, seed=5))
+    evaluate_blobs('fd_random20_full', dataset, cache_dir=tmp_path)
+    evaluate_blobs('kid_random30_full', dataset, cache_dir=tmp_path, seed=5)
     assert dataset.reads == len(dataset)
-    call(['fd_random20'], protocol=Protocol(cache_dir=tmp_path))
+    evaluate_blobs('fd_random20', dataset, cache_dir=tmp_path)
     assert dataset.reads == len(dataset) + 20
-    for file in (tmp_path / 'statistics').iterdir():
-        file.write_bytes(b'PK damaged')
-    call(['fd_random20_full'], protocol=Protocol(cache_dir=tmp_path))
-    assert dataset.reads == 2 * len(dataset) + 20
+
+
+@pytest.mark.parametrize('name', ['kid_random40_full', 'pr_random40nn3_full', 'fid3d_random40', 'fid_random40'])
+def test_other_distances_run_on_the_same_features(tmp_path: Path, name: str) -> None:
+    result = measure(tmp_path, name)
+    assert result['metric'] == name + ('_precision' if name.startswith('pr') else '')
+    assert not result['official']
+    if name.startswith('pr'):
+        assert 0 <= result['interval'][0] <= result['value'] <= result['interval'][1] <= 1
+    else:
+        assert result['value'] > 0
 
 
 def _measure_on_rank(path: str, communicator: Communicator) -> None:
-    result = evaluate(
-        ['fd_random40_full'],
-        generator=BlobGenerator(),
+    results = evaluate(
+        ['fd_random150_full', 'kid_random150_full'],
+        subject=NetworkAdapter(BlobGenerator(), content_hash='g'),
         dataset=BlobDataset(),
-        protocol=Protocol(cache_dir=path, batch=6),
+        protocol=Protocol(cache_dir=f'{path}/cache{communicator.rank}'),  # ranks need not share a folder
         communicator=communicator,
-    )[0]
-    Path(path, f'rank{communicator.rank}.json').write_text(json.dumps(result))
+    )
+    Path(path, f'rank{communicator.rank}.json').write_text(json.dumps([result['value'] for result in results]))
 
 
-def test_two_ranks_give_the_value_of_one(tmp_path: Path) -> None:
+def test_two_ranks_give_the_value_of_one_to_the_last_bit(tmp_path: Path) -> None:
     run(functools.partial(_measure_on_rank, str(tmp_path)), 'cpu', ranks=2)
-    values = [json.loads((tmp_path / f'rank{rank}.json').read_text())['value'] for rank in range(2)]
-    alone = measure(tmp_path / 'alone', batch=6)['value']
-    assert values[0] == values[1]
-    assert values[0] == pytest.approx(alone, rel=1e-9)
+    values = [json.loads((tmp_path / f'rank{rank}.json').read_text()) for rank in range(2)]
+    alone = [measure(tmp_path / 'alone', name)['value'] for name in ('fd_random150_full', 'kid_random150_full')]
+    assert values[0] == values[1] == alone
 
 
 # The Inception loader.
@@ -286,9 +392,12 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_inception_by_path_and_hash(tmp_path: Path, inception_file: Path) -> None:
     digest = sha256_file(inception_file)
     result = measure(tmp_path, 'fid40_full', inception=str(inception_file), inception_sha256=digest)
-    assert result['metric'] == f'fd_inception-{digest[:8]}_40_full'  # not the official file, so not called fid
-    assert result['extractor_hash'] == digest
+    assert result['metric'] == f'fid_inception-{digest[:8]}_40_full'  # not the official file, so not called fid
+    assert result['estimator_hash'] == digest
     assert result['value'] > 0
+    score = measure(tmp_path, 'is40', inception=str(inception_file), inception_sha256=digest)
+    assert score['metric'] == f'is_inception-{digest[:8]}_40'
+    assert score['value'] > 1
 
 
 def test_inception_is_not_loaded_unless_the_hash_matches(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

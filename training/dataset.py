@@ -270,16 +270,22 @@ class HeadDataset:
         return HeadInput(torch.cat([h.vertices for h in heads]), torch.cat([h.landmarks for h in heads]))
 
     @torch.no_grad()
+    def pose(self, params: HeadParams, *, device: torch.device | str = 'cpu') -> HeadInput:
+        """Meshes and landmarks of any parameters of the dataset's head model on `device`; no gradient."""
+        device = torch.device(device)
+        if device not in self._models:
+            self._models[device] = self.head_model.to(device)
+        return self._models[device].forward(params.to(device))
+
+    @torch.no_grad()
     def _head_batch(self, items: np.ndarray, device: torch.device) -> HeadInput:
         rows, mirrored = self._split(items)
         heads = self._need_heads()
         if heads.kind == 'params':
-            if device not in self._models:
-                self._models[device] = self.head_model.to(device)
             by_params = mirrored.any() and self._vertex_map is None
             params = self.head_params(items if by_params else rows)
             assert params is not None
-            head = self._models[device].forward(params.to(device))
+            head = self.pose(params, device=device)
             mirrored = mirrored & (not by_params)
         else:
             head = HeadInput(_rows(heads.arrays['vertices'], rows), _rows(heads.arrays['landmarks'], rows)).to(device)

@@ -25,6 +25,7 @@ class InceptionFeatures(FeatureExtractor):
     """2,048 pool features; the file resizes images itself (TensorFlow's bilinear rule)."""
 
     num_features = NUM_FEATURES
+    licence = "weights: Apache 2.0 (TensorFlow models); the TorchScript file is NVIDIA's"
 
     def __init__(self, module: torch.jit.ScriptModule, *, sha256: str) -> None:
         self.module = module
@@ -40,6 +41,23 @@ class InceptionFeatures(FeatureExtractor):
         self.module.to(device)
         return self
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities [n, classes] of uint8 images: the softmax without bias that the score is defined on."""
+        check_batch(images)
+        try:
+            values = self.module(images, no_output_bias=True)
+        except RuntimeError as error:  # TorchScript's word for an unknown argument
+            raise UserError(
+                f'Inception file (sha256 {self.content_hash[:16]}): gives no class probabilities (no_output_bias); '
+                'the Inception score needs the official file'
+            ) from error
+        if values.ndim != 2 or len(values) != len(images):
+            raise UserError(
+                f'Inception file (sha256 {self.content_hash[:16]}): expected probabilities [{len(images)}, classes], '
+                f'got {list(values.shape)}'
+            )
+        return values
+
     def __call__(self, images: Tensor) -> Tensor:
         check_batch(images)
         features = self.module(images, return_features=True)
@@ -49,6 +67,24 @@ class InceptionFeatures(FeatureExtractor):
                 f'[{images.shape[0]}, {NUM_FEATURES}], got {list(features.shape)}'
             )
         return features
+
+
+class InceptionClasses(FeatureExtractor):
+    """The same file's class probabilities as rows, for the Inception score."""
+
+    num_features = 1008
+
+    def __init__(self, inception: InceptionFeatures) -> None:
+        self.inception = inception
+        self.name = inception.name
+        self.content_hash = f'{inception.content_hash}-classes'
+        self.licence = inception.licence
+
+    def to(self, device: torch.device | str) -> InceptionClasses:
+        return InceptionClasses(self.inception.to(device))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.inception.probabilities(images)
 
 
 def load_inception(

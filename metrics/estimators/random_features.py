@@ -50,6 +50,7 @@ class RandomFeatures(FeatureExtractor):
     """
 
     name = VERSION
+    licence = 'ours; no data'
     num_features = LEVELS * CHANNELS * 4 + LAYOUT_FEATURES
 
     def __init__(self) -> None:
