@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that share the tests, by files; 0 runs them in this one.
+WORKERS ?= 2
 OUT ?= out/demo
 NUM ?= 4000
 KIMG ?= 1.2
@@ -20,13 +22,13 @@ demo: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/demo.sh "$(OUT)" "$(NUM)" "$(KIMG)"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 format: $(VENV)/installed
 	$(BIN)/python -m ruff format .

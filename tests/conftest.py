@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Workers of pytest-xdist, and the processes that their tests start, share the cores. Before torch is imported.
+if int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1')) > 1:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 import torch
 
