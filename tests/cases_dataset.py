@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dnnlib import UserError
 from training import cameras
-from training.dataset_format import HEAD_FILE, LABEL_FILE
+from training.dataset_format import HEAD_FILE
+from training.dataset_labels import LABEL_FILE
 from training.dataset_writer import DatasetWriter
 from training.head.landmarks import MIRROR
 from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate

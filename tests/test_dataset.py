@@ -27,7 +27,8 @@ from tests.cases_dataset import (
 )
 from training import cameras
 from training.dataset import HeadDataset
-from training.dataset_format import HEAD_FILE, LABEL_FILE, label_text, read_labels
+from training.dataset_format import HEAD_FILE
+from training.dataset_labels import LABEL_FILE, label_text, read_labels, stored_labels
 from training.dataset_source import Source, ZipSource, open_source
 from training.head import load_head_model
 from training.head.landmarks import MIRROR
@@ -106,10 +107,10 @@ def test_opening_reads_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(ZipSource, 'read', counted)
     dataset = HeadDataset(path)
-    assert names == [LABEL_FILE, FIRST]
+    assert names == [FIRST]  # the labels came from head.npz, which is mapped
     for _ in range(2):
         dataset.images([0, 3, 3])
-    assert sorted(names[2:]) == [FIRST, '00000/img00000003.png']  # decoded once, then cached
+    assert sorted(names[1:]) == [FIRST, '00000/img00000003.png']  # decoded once, then cached
     dataset = HeadDataset(path, cache_bytes=0)
     names.clear()
     for _ in range(2):
@@ -290,3 +291,21 @@ def test_source_interface_is_complete(tmp_path: Path) -> None:
             data = extent.path.read_bytes()[extent.offset : extent.offset + extent.size]
             assert data == source.read(name)
         assert sources[0].checksum(name) == sources[1].checksum(name)
+
+
+def test_labels_are_stored_twice_and_the_text_wins(tmp_path: Path) -> None:
+    """Opening takes head.npz's copy as long as dataset.json is what it was; after an edit, the text."""
+    path = tmp_path / 'data'
+    make_dataset(path)
+    labels = HeadDataset(path).labels
+    assert np.array_equal(stored_labels(open_source(path)), labels.numpy())
+    text = (path / LABEL_FILE).read_text()
+    entries = json.loads(text)
+    entries['labels'][2][1][3] += 0.25
+    (path / LABEL_FILE).write_text(json.dumps(entries))
+    assert stored_labels(open_source(path)) is None
+    edited = HeadDataset(path).labels
+    assert torch.equal(edited[:, :3], labels[:, :3])
+    assert torch.allclose(edited[2, 3], labels[2, 3] + 0.25)
+    (path / LABEL_FILE).write_text(text[:-20])  # cut short: read as text, and refused
+    assert 'cut short' in user_error(lambda: HeadDataset(path))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tests.cases_dataset import SheetHead, edit_heads, edit_labels, edit_zip, make_dataset, png, user_error
 from training.dataset import HeadDataset
-from training.dataset_format import HEAD_FILE, LABEL_FILE, decode_image, encode_png
+from training.dataset_format import HEAD_FILE, decode_image, encode_png
+from training.dataset_labels import LABEL_FILE
 
 FIRST, SECOND = '00000/img00000000.png', '00000/img00000001.png'
 MODEL = SheetHead()

@@ -20,7 +20,7 @@ from applications.preprocessing.validate import Report, draw_sheet, validate
 from dnnlib import UserError
 from tests.cases_dataset import SheetHead, edit_heads, edit_labels, edit_zip, make_dataset, png
 from training import cameras
-from training.dataset_format import LABEL_FILE
+from training.dataset_labels import LABEL_FILE
 from training.dataset_source import open_source
 from training.head import load_head_model
 

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from dnnlib import UserError
 from training import cameras
-from training.dataset_format import HEAD_FILE, HeadTable, decode_image, read_heads, read_labels
+from training.dataset_format import HEAD_FILE, HeadTable, decode_image, read_heads
+from training.dataset_labels import read_labels, stored_labels
 from training.dataset_source import open_source
 from training.head.model import PARAM_FIELDS, HeadInput, HeadModel, HeadParams
 from training.mirroring import mirror_mesh, mirror_vertex_map
 
 Indices = Sequence[int] | np.ndarray | Tensor
-_MESH_BATCH = 256  # heads evaluated at once
+_MESH_BATCH = 64  # heads evaluated at once: their temporaries stay in the cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,8 @@ class HeadDataset:
         self._names = self._source.image_names()
         if not self._names:
             raise UserError(f'{path}: holds no images (.png, .jpg, .webp)')
-        self.labels = self._match_labels()  # [M, 25] float32, not mirrored
         self._heads = read_heads(self._source)
+        self.labels = self._match_labels()  # [M, 25] float32, not mirrored
         if self._heads is not None and self._heads.names != self._names:
             raise UserError(
                 f'{path}: {HEAD_FILE} lists {len(self._heads.names)} images, not exactly the {len(self._names)} that'
@@ -90,6 +91,10 @@ class HeadDataset:
         self._use_cache = len(self._names) * first.size <= cache_bytes
 
     def _match_labels(self) -> Tensor:
+        if self._heads is not None and self._heads.names == self._names:
+            stored = stored_labels(self._source)
+            if stored is not None:
+                return torch.from_numpy(stored)
         table = read_labels(self._source)
         if table.problems:
             name, problem = table.problems[0]

@@ -10,31 +10,26 @@ A dataset is a zip or a folder with
         vertices [M, V, 3], landmarks [M, 68, 3]   a mesh in the head's frame (metres), float16
         identity_ids [M]                       optional: which images show one person
         clip_ids [M], frame_numbers [M]        optional, both or none: which images are frames of one clip
+        labels [M, 25], label_checksum [2]     optional: dataset.json's numbers again, and its size and crc32
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import json
-import re
 import struct
 import warnings
 import zipfile
 import zlib
-from array import array
-from collections.abc import Iterator
 from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image
 
 from dnnlib import UserError
-from training.cameras import LABEL_DIM
 from training.dataset_source import Source, open_arrays
 from training.head.model import FIXED_WIDTHS, NUM_LANDMARKS, PARAM_FIELDS
 
-LABEL_FILE = 'dataset.json'
 HEAD_FILE = 'head.npz'
 MESH_FIELDS = ('vertices', 'landmarks')
 NUMBER_FIELDS = ('identity_ids', 'clip_ids', 'frame_numbers')  # optional
@@ -102,103 +97,6 @@ def image_mode(data: bytes) -> str:
     """Pillow's name of the stored colour mode ('RGB', 'L', 'P', ...) of a readable image."""
     with Image.open(io.BytesIO(data)) as image:
         return image.mode
-
-
-# Labels.
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelTable:
-    """The label file as read: valid rows, and what is wrong with the others."""
-
-    names: list[str]
-    values: np.ndarray  # [K, 25] float32
-    problems: list[tuple[str, str]]  # image name, what is wrong
-
-
-def read_labels(source: Source) -> LabelTable:
-    """Parse dataset.json once, without holding it as Python objects. UserError if it is missing or no JSON."""
-    if source.parts:
-        tables = [read_labels(part) for part in source.parts]
-        return LabelTable(
-            [name for table in tables for name in table.names],
-            np.concatenate([table.values for table in tables]),
-            [problem for table in tables for problem in table.problems],
-        )
-    if LABEL_FILE not in source:
-        inner = next((name for name in source.names if name.endswith('/' + LABEL_FILE)), None)
-        hint = f'it lies at {inner}: pack the content of that folder, not the folder' if inner else _NO_LABELS_HINT
-        raise UserError(f'{source.path}: has no {LABEL_FILE}; {hint}')
-    names: list[str] = []
-    values = array('f')
-    problems: list[tuple[str, str]] = []
-    try:
-        for entry in label_entries(source.read(LABEL_FILE).decode('utf-8-sig')):
-            name, problem = _append_entry(entry, values)
-            if problem:
-                problems.append((name, problem))
-                del values[len(names) * LABEL_DIM :]
-            else:
-                names.append(name)
-    except (json.JSONDecodeError, UnicodeDecodeError, IndexError, RecursionError) as error:
-        raise UserError(
-            f'{source.path}: {LABEL_FILE} is cut short or not JSON after {len(names)} labels ({error}); make it again'
-        ) from error
-    table = np.frombuffer(values, dtype=np.float32).reshape(-1, LABEL_DIM)
-    finite = np.isfinite(table).all(axis=1)
-    if not finite.all():
-        problems += [(names[row], 'label holds a number that is not finite') for row in np.flatnonzero(~finite)]
-        names, table = [names[row] for row in np.flatnonzero(finite)], table[finite]
-    return LabelTable(names, table, problems)
-
-
-_NO_LABELS_HINT = 'make a dataset from photographs with `dataset_tool.py from-photos`'
-
-
-def _append_entry(entry: Any, values: array) -> tuple[str, str]:
-    """Append a label's numbers to `values`; the image's name, and what is wrong or ''."""
-    if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
-        return str(entry)[:40], f'label entry is not of the form [name, [{LABEL_DIM} numbers]]'
-    name = entry[0].replace('\\', '/')
-    label = entry[1]
-    if not isinstance(label, list):
-        return name, f'label is {label if label is None else type(label).__name__}, not a list of {LABEL_DIM} numbers'
-    if len(label) != LABEL_DIM:
-        return name, f'label has {len(label)} numbers instead of {LABEL_DIM} (cam2world 16, intrinsics 9)'
-    try:
-        values.extend(label)
-    except (TypeError, OverflowError):
-        return name, 'label holds something that is not a number'
-    return name, ''
-
-
-def label_entries(text: str) -> Iterator[Any]:
-    """Entries of {"labels": [...]}, decoded one at a time where the key comes first, as EG3D writes it."""
-    start = re.match(r'\s*\{\s*"labels"\s*:\s*\[\s*', text)
-    if start is None:
-        content = json.loads(text)
-        labels = content.get('labels') if isinstance(content, dict) else None
-        if not isinstance(labels, list):
-            raise json.JSONDecodeError('no list "labels"', text[:80], 0)
-        yield from labels
-        return
-    decoder = json.JSONDecoder()
-    separator = re.compile(r'\s*,\s*')
-    position = start.end()
-    while text[position] != ']':
-        entry, position = decoder.raw_decode(text, position)
-        yield entry
-        comma = separator.match(text, position)
-        if comma is None:
-            position = re.compile(r'\s*').match(text, position).end()  # type: ignore[union-attr]
-            break
-        position = comma.end()
-    json.loads('{"labels":[' + text[position:])  # the rest must close the document
-
-
-def label_text(name: str, label: np.ndarray) -> str:
-    """One entry of dataset.json with the shortest digits that give the same float32."""
-    return json.dumps([name, [float(str(value)) for value in np.asarray(label, dtype=np.float32)]])
 
 
 # Heads.

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,8 @@ from torch import Tensor
 from dnnlib import UserError
 from dnnlib.files import atomic_write, explain_os_error, make_output_folder
 from training.cameras import LABEL_DIM
-from training.dataset_format import HEAD_FILE, LABEL_FILE, ZIP_DATE, encode_png, image_header, label_text, write_arrays
+from training.dataset_format import HEAD_FILE, ZIP_DATE, encode_png, image_header, write_arrays
+from training.dataset_labels import LABEL_FILE, label_text
 from training.dataset_source import SHARD_FILE
 from training.head.model import PARAM_FIELDS, HeadInput, HeadParams
 
@@ -57,7 +59,7 @@ class DatasetWriter:
         self._first = first
         self._head_model = (head_model, head_model_hash)
         self._names: list[str] = []
-        self._labels: list[str] = []
+        self._labels: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []  # params: all fields of a row side by side; mesh: landmarks
         self._identities: list[int] = []
         self._clips: list[tuple[int, int]] = []  # clip, frame number
@@ -78,7 +80,7 @@ class DatasetWriter:
         *,
         label: np.ndarray | Tensor,  # [25]
         head: HeadParams | HeadInput | None = None,  # one row; the same kind for all images
-        identity_id: int | None = None,  # for all images or none
+        identity_id: int | None = None,  # for all images or none; needs a head
         clip: tuple[int, int] | None = None,  # clip and frame number, for all images or none; needs a head
     ) -> str:
         """Append one image and return its name. ValueError for a wrong size, label, clip or kind of head."""
@@ -98,7 +100,7 @@ class DatasetWriter:
         except OSError as error:
             raise explain_os_error(error, self.path) from error
         self._names.append(name)
-        self._labels.append(label_text(name, values))
+        self._labels.append(values)
         return name
 
     def _add_head(
@@ -108,6 +110,8 @@ class DatasetWriter:
             raise ValueError(f'head: expected one row, got {len(head)}')
         if clip is not None and (head is None or len(clip) != 2):
             raise ValueError(f'clip: expected (clip, frame number) of an image with a head, got {clip}')
+        if identity_id is not None and head is None:
+            raise ValueError('identity_id: expected with a head, whose table holds it')
         layout: tuple = (type(head), identity_id is not None, clip is not None)
         if isinstance(head, HeadParams):
             layout += tuple(int(getattr(head, name).shape[1]) for name in PARAM_FIELDS)
@@ -139,12 +143,14 @@ class DatasetWriter:
         except OSError as error:
             raise explain_os_error(error, self.path) from error
 
-    def _head_arrays(self) -> dict[str, np.ndarray]:
+    def _head_arrays(self, label_file: bytes) -> dict[str, np.ndarray]:
         layout = self._layout or (type(None), False, False)
         arrays: dict[str, np.ndarray] = {
             'names': np.array([name.encode() for name in self._names]),
             'head_model': np.array(self._head_model[0]),
             'head_model_hash': np.array(self._head_model[1]),
+            'labels': np.stack(self._labels),
+            'label_checksum': np.array([len(label_file), zlib.crc32(label_file)], dtype=np.int64),
         }
         rows = np.stack(self._rows)
         if layout[0] is HeadParams:
@@ -167,11 +173,12 @@ class DatasetWriter:
             self.discard()
             raise UserError(f'{self.path}: no images, so no dataset was written')
         try:
-            text = '{"labels": [\n' + ',\n'.join(self._labels) + '\n]}\n'
-            self._sink.write(LABEL_FILE, text.encode())
+            entries = [label_text(name, label) for name, label in zip(self._names, self._labels, strict=True)]
+            labels = ('{"labels": [\n' + ',\n'.join(entries) + '\n]}\n').encode()
+            self._sink.write(LABEL_FILE, labels)
             if self._layout is not None and self._layout[0] is not type(None):
                 with self._sink.stream(HEAD_FILE) as handle:
-                    write_arrays(handle, self._head_arrays())
+                    write_arrays(handle, self._head_arrays(labels))
         except OSError as error:
             failure = explain_os_error(error, self.path)
             self._stack.__exit__(UserError, failure, None)

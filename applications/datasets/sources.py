@@ -13,7 +13,7 @@ import numpy as np
 from applications.datasets.importing import Job
 from dnnlib import UserError
 from training.cameras import LABEL_DIM
-from training.dataset_format import label_entries
+from training.dataset_labels import label_entries
 from training.dataset_source import Source
 
 

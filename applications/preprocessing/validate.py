@@ -21,7 +21,8 @@ from applications.overlay import neutral_heads, overlay_sheet, project_head
 from dnnlib import UserError
 from training.cameras import FOCAL, LABEL_DIM, unpack_label
 from training.dataset import match_head_model
-from training.dataset_format import HeadTable, LabelTable, decode_image, image_mode, read_heads, read_labels
+from training.dataset_format import HeadTable, decode_image, image_mode, read_heads
+from training.dataset_labels import LabelTable, read_labels, stored_labels
 from training.dataset_source import Source, open_source
 from training.head import load_head_model
 from training.head.model import PARAM_FIELDS, HeadInput, HeadModel, HeadParams
@@ -118,6 +119,7 @@ def validate(
         findings.append(_from_error('heads', source, error))
     if heads is not None:
         findings += _check_head_rows(heads, names)
+        findings += _check_stored_labels(source, heads, table)
         findings += _check_projections(heads, table, head_model, path=source.path, progress=progress)
     return Report(
         path=source.path,
@@ -253,6 +255,12 @@ def _check_head_rows(heads: HeadTable, names: list[str]) -> Iterator[Finding]:
                 yield Finding(
                     'error', 'head not finite', name, f'{field} holds a number that is not finite', 'fit it again'
                 )
+
+
+def _check_stored_labels(source: Source, heads: HeadTable, table: LabelTable) -> Iterator[Finding]:
+    stored = stored_labels(source)
+    if stored is not None and table.names == heads.names and not np.array_equal(stored, table.values):
+        yield Finding('error', 'stored labels', 'head.npz', 'repeats other labels than dataset.json holds', _REMAKE)
 
 
 def _check_projections(

@@ -95,7 +95,7 @@ class MakeHumanHead(HeadModel):
             torch.from_numpy(arrays['identity'].astype(np.float32))
             * torch.from_numpy(arrays['identity_step'])[:, None, None]
         )
-        self._identity = complete(shapes, self._identity_parity).reshape(len(shapes), -1)
+        identity = complete(shapes, self._identity_parity).reshape(len(shapes), -1)
         self.expression_names = tuple(str(name) for name in arrays['expression_names'])
         stored = iter(torch.from_numpy(arrays['targets'].astype(np.float32)) * float(arrays['targets_step']))
         left: dict[str, Tensor] = {n: next(stored) for n in self.expression_names if not n.endswith('Right')}
@@ -110,7 +110,8 @@ class MakeHumanHead(HeadModel):
         transform = torch.from_numpy(arrays['expression_transform'])
         self._expression_parity = torch.from_numpy(arrays['expression_parity'].astype(np.float32))
         mixed = torch.tensordot(transform.double(), self._targets.double(), dims=1).float()
-        self._expression = complete(mixed[:, half], self._expression_parity).reshape(len(mixed), -1)
+        expression = complete(mixed[:, half], self._expression_parity).reshape(len(mixed), -1)
+        self._basis = torch.cat([identity, expression])  # [num_identity + num_expression, 3 rows]
         # transform = std * orthogonal, so the inverse is its transpose over std^2.
         self._to_coefficients = transform.T / transform.square().sum(dim=1)
         self._weights = torch.from_numpy(arrays['weights'])
@@ -184,9 +185,10 @@ class MakeHumanHead(HeadModel):
             columns = (3 * rows[:, None] + torch.arange(3, device=rows.device)).reshape(-1)
         else:
             columns = slice(3 * rows.start, 3 * rows.stop)
-        shape = params.identity @ self._identity[:, columns] + params.expression @ self._expression[:, columns]
-        vertices = self._mean[rows] + shape.reshape(count, -1, 3)
-        joints = self._mean[-5:] + (params.identity @ self._identity[:, -15:]).reshape(count, 5, 3)
+        coefficients = torch.cat([params.identity, params.expression], dim=1)
+        vertices = torch.addmm(self._mean.view(-1)[columns], coefficients, self._basis[:, columns])
+        vertices = vertices.reshape(count, -1, 3)
+        joints = self._mean[-5:] + (params.identity @ self._basis[: self.num_identity, -15:]).reshape(count, 5, 3)
         vectors = torch.stack([params.rotation, params.neck, params.jaw, params.eyes[:, :3], params.eyes[:, 3:]], dim=1)
         vertices = self._keep_lids_outside(vertices, joints, lids=lids)
         posed = skin(vertices, self._weights[rows], joints, axis_angle_matrix(vectors), PARENTS)
@@ -194,13 +196,16 @@ class MakeHumanHead(HeadModel):
 
     def _keep_lids_outside(self, vertices: Tensor, joints: Tensor, *, lids: tuple[Lid, ...]) -> Tensor:
         """Push lid vertices out of the eyeballs: half-closed lids would cut the corner between open and shut."""
+        pushed = []
         for eye, (rows, floor, pole) in enumerate(lids):
             centre = joints[:, 3 + eye, None]
             radius = (vertices[:, pole, None] - centre).norm(dim=2)
             offset = vertices[:, rows] - centre
             push = (floor * radius / offset.norm(dim=2)).clamp(min=1.0)
-            vertices = vertices.index_copy(1, rows, centre + offset * push[..., None])
-        return vertices
+            pushed.append(centre + offset * push[..., None])
+        if not pushed:
+            return vertices
+        return vertices.index_copy(1, torch.cat([rows for rows, _, _ in lids]), torch.cat(pushed, dim=1))
 
     def forward(self, params: HeadParams) -> HeadInput:
         """See HeadModel.forward."""

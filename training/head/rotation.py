@@ -28,9 +28,13 @@ def skin(vertices: Tensor, weights: Tensor, joints: Tensor, rotations: Tensor, p
             moved.append(moved[parent] + (turned[parent] @ offset[:, :, None])[:, :, 0])
     matrix = torch.stack(turned, dim=1)
     shift = torch.stack(moved, dim=1) - (matrix @ joints[..., None])[..., 0]
-    count = len(vertices)
-    blended = (weights @ matrix.reshape(count, -1, 9)).reshape(count, -1, 3, 3)
-    return (blended @ vertices[..., None])[..., 0] + weights @ shift
+    # An affine map for each vertex, by one product; coordinates as planes, so that all sums run along the vertices.
+    maps = torch.cat([matrix.transpose(2, 3).flatten(2), shift], dim=2).transpose(1, 2)  # [N, 12, J]
+    count = len(maps)
+    first, second, third, place = (maps.reshape(12 * count, -1) @ weights.T).reshape(count, 4, 3, -1).unbind(dim=1)
+    x, y, z = vertices.transpose(1, 2).contiguous().split(1, dim=1)
+    planes = torch.addcmul(torch.addcmul(torch.addcmul(place, first, x), second, y), third, z)
+    return planes.transpose(1, 2).contiguous()
 
 
 def mirror_rotation(vectors: Tensor) -> Tensor:
