@@ -174,20 +174,29 @@ def signs(real: float, fake: float) -> dict[str, float]:
     return {'Loss/signs/real': real, 'Loss/signs/fake': fake}
 
 
+Level = tuple[str, dict[str, float], dict[str, float], dict[str, float], dict[str, float]]
+
+
+def level(name: str, number: str, *values: float) -> Level:
+    """A check of one number, and its values as in LEVELS."""
+    bad, less, kept, good = ({number: value} for value in values)
+    return name, bad, less, kept, good
+
+
 # Name, then numbers that raise it, that are just not enough, that keep it, that clear it.
-LEVELS: list[tuple[str, dict[str, float], dict[str, float], dict[str, float], dict[str, float]]] = [
-    ('constant cameras', *({'Dataset/camera_spread': value} for value in (0.9e-4, 1.1e-4, 0.9e-3, 1.1e-3))),
-    ('constant heads', *({'Dataset/head_spread': value} for value in (0.9e-5, 1.1e-5, 0.9e-4, 1.1e-4))),
-    ('head out of frame', *({'Dataset/out_of_frame': value} for value in (0.051, 0.05, 0.021, 0.02))),
+LEVELS: list[Level] = [
+    level('constant cameras', 'Dataset/camera_spread', 0.9e-4, 1.1e-4, 0.9e-3, 1.1e-3),
+    level('constant heads', 'Dataset/head_spread', 0.9e-5, 1.1e-5, 0.9e-4, 1.1e-4),
+    level('head out of frame', 'Dataset/out_of_frame', 0.051, 0.05, 0.021, 0.02),
     ('D wins', signs(0.91, -0.95), signs(0.89, -1), signs(0.99, -0.81), signs(0.79, -1)),
     ('D loses', signs(0.04, -0.04), signs(0.06, -0.06), signs(0.28, -0.0), signs(0.2, -0.12)),
-    ('R1 explodes', *({'Loss/D/r1': value / 0.1} for value in (10.1, 9.9, 3.1, 2.9))),
-    ('non-finite', *({'Gradient/Gmain/skipped': value} for value in (0.01, 0.0, 0.001, 0.0))),
-    ('alpha empty', *({'Monitor/alpha_front': value} for value in (0.009, 0.011, 0.019, 0.021))),
-    ('alpha full', *({'Monitor/alpha_front': value} for value in (0.91, 0.89, 0.81, 0.79))),
-    ('expression ignored', *({'Monitor/expression_response': value} for value in (0.14, 0.16, 0.24, 0.26))),
-    ('w collapses', *({'Monitor/w_spread': value} for value in (0.019, 0.021, 0.049, 0.051))),
-    ('slow data', *({'Timing/data_share': value} for value in (0.31, 0.29, 0.21, 0.19))),
+    level('R1 explodes', 'Loss/D/r1', 101.0, 99.0, 31.0, 29.0),  # gamma / 2 is 0.1
+    level('non-finite', 'Gradient/Gmain/skipped', 0.01, 0.0, 0.001, 0.0),
+    level('alpha empty', 'Monitor/alpha_front', 0.009, 0.011, 0.019, 0.021),
+    level('alpha full', 'Monitor/alpha_front', 0.91, 0.89, 0.81, 0.79),
+    level('expression ignored', 'Monitor/expression_response', 0.14, 0.16, 0.24, 0.26),
+    level('w collapses', 'Monitor/w_spread', 0.019, 0.021, 0.049, 0.051),
+    level('slow data', 'Timing/data_share', 0.31, 0.29, 0.21, 0.19),
 ]
 
 
@@ -336,7 +345,6 @@ def test_an_ignored_expression(train: Any, tmp_path: Path, monkeypatch: pytest.M
     data = make_dataset(tmp_path / 'tiny.zip')
     lines = train(data, tmp_path / 'run', kimg=0.016, g_lr=1e-9)
     assert warned(lines, 'after 0.0008 kimg the mouth does not follow the jaw (expression response 0.00') == 1
-    assert warned(train(data, tmp_path / 'seeing', kimg=0.004), 'after') == 0
 
 
 def test_monitors_change_nothing_of_the_result(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

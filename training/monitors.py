@@ -29,6 +29,7 @@ RAYS = 16  # side of the grid of rays for the shares
 JAW_OPEN = 0.36  # radians about +x
 MOUTH = slice(48, 68)  # of the 68 landmarks
 MOUTH_MARGIN = 1.2  # the region's sides over the landmarks' extent
+MIN_MOUTH = 16  # pixels of the volume rendering, a person: below, its change says nothing
 MIN_CONTRAST = 0.02  # of a region in [-1, 1]: below, a change is measured against this
 HEADS = 64  # looked at in a dataset
 OUT_OF_FRAME = 0.25  # share of a head's landmarks
@@ -91,6 +92,8 @@ class Probe:
             for head in (self.closed, self.open)
         )
         self.template_change = relative_change(closed, opened, self.region)
+        mouth = float(self.region.float().mean()) * self.config.render_resolution**2
+        self.sees_mouth = mouth >= MIN_MOUTH and self.template_change > 0  # 0: a head without a jaw
 
     @torch.no_grad()
     def measure(self, generator: Generator, *, batch: int) -> dict[str, float]:
@@ -103,7 +106,7 @@ class Probe:
         numbers = dict(zip(('alpha_front', 'alpha_side', 'alpha_top'), coverage, strict=True))
         numbers |= {'share_dynamic': dynamic, 'share_static': static, **self._latents(generator)}
         change = relative_change(closed, opened, self.region)
-        if self.template_change > 0:  # else the head has no jaw, or its mouth is out of sight
+        if self.sees_mouth:
             numbers['expression_response'] = change / self.template_change
         return {f'Monitor/{name}': value for name, value in numbers.items()}
 
