@@ -209,7 +209,9 @@ def test_a_change_is_overridden_once(tmp_path: Path) -> None:
     assert options['history'] == [{'images_seen': 8, 'changes': {'seed': [1, 2]}}]
     with pytest.raises(UserError, match=r'made with other options: g_lr \(0.1 -> 0.2\)'):
         directory.check_state(tmp_path / 'training-state-000000008.pt', [*changes, Change('g_lr', 0.1, 0.2)])
-    damages: list[Any] = [3, 'x', [1], [{}], [{'changes': 5}]]
+    with pytest.raises(UserError, match=r'made with other options: seed'):  # a state that was saved after the change
+        directory.check_state(tmp_path / 'training-state-000000009.pt', changes)
+    damages: list[Any] = [3, 'x', [1], [{}], [{'changes': {}}], [{'images_seen': 1, 'changes': 5}]]
     for history in damages:
         (tmp_path / 'training_options.json').write_text(json.dumps({**options, 'history': history}))
         with pytest.raises(UserError, match='training_options.json: unreadable'):

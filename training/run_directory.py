@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, explain_os_error, make_output_folder
 from training.config import TrainConfig, to_dict
+from training.manifest import position
 
 OPTIONS_FILE = 'training_options.json'
 LOCK_SECONDS = 30.0  # the ranks of a killed run need a moment to end
@@ -101,14 +102,18 @@ class RunDirectory:
             return
         try:
             old = json.loads(file.read_text())
-            self._history = [{**entry, 'changes': dict(entry['changes'])} for entry in old.pop('history', [])]
+            self._history = [
+                {'images_seen': int(entry['images_seen']), 'changes': dict(entry['changes'])}
+                for entry in old.pop('history', [])
+            ]
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f'{file}: unreadable ({error}); remove it or choose another --outdir') from error
         self._check(changed_fields(old, to_dict(config)), f'{self.path} holds a run', override=override)
 
     def check_state(self, file: Path, changes: list[Change], *, override: bool = False) -> None:
-        """As check_options, for what changed since a state; changes that were overridden before are no news."""
-        known = {name for entry in self._history for name in entry['changes']}
+        """As check_options, for what changed since a state; changes that were overridden after it are no news."""
+        later = [entry for entry in self._history if entry['images_seen'] >= position(file)]
+        known = {name for entry in later for name in entry['changes']}
         known |= {change.name for change in self._overridden}
         self._check([change for change in changes if change.name not in known], f'{file}: made', override=override)
 
