@@ -14,13 +14,13 @@ from tools.measure_sensitivity import MUST_NOTICE, OF_IMAGES, OF_VIEWS, blurred,
 from training.dataset import HeadDataset
 from training.synthetic import generate
 
-COUNTS = {'images': 24, 'persons': 4, 'each': 2, 'pairs': 6, 'clips': 1}
+COUNTS = {'images': 16, 'persons': 3, 'each': 2, 'pairs': 4, 'clips': 1}
 
 
 @pytest.fixture(scope='module')
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> HeadDataset:
     path = tmp_path_factory.mktemp('data') / 'heads.zip'
-    generate(path, num=24, resolution=64, seed=5, workers=0, progress=False)
+    generate(path, num=16, resolution=64, seed=5, workers=0, progress=False)
     return HeadDataset(path)
 
 
@@ -31,7 +31,9 @@ def test_a_metric_notices_what_it_is_named_after(
     dataset: HeadDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corruption: str, metric: str
 ) -> None:
     monkeypatch.setenv('NEXT3D_CACHE_DIR', str(tmp_path))
-    found = measure_all(dataset, counts=COUNTS, corruptions=[corruption], metrics=[metric], report=lambda _: None)
+    options = {'counts': COUNTS, 'corruptions': [corruption], 'metrics': [metric]}
+    found = next(measure_all(dataset, **options, report=lambda _: None))
+    assert not list(measure_all(dataset, **options, report=pytest.fail, found=found))
     values = [row[metric]['value'] for row in found[corruption]]
     assert judged(corruption, metric, found[corruption]) == 'notices', values
 
