@@ -231,10 +231,14 @@ def _animated(
         above = animation.errors(metric.family, _kept(found), _kept(wanted, found.valid), estimator=estimator.name)
         below = np.ones(len(above))
     persons = np.unique(np.array(source.groups)[valid], return_inverse=True)[1]
-    sums = [np.bincount(persons, weights=terms) for terms in (above, below)]
+    sums = [np.bincount(persons, weights=terms).astype(np.float64) for terms in (above, below)]
     if not below.sum():
         raise UserError(f'metric {metric.name!r}: the driving expressions do not differ')
-    return float(above.sum() / below.sum()), bootstrap.ratio_interval(*sums, seed=run.protocol.seed), int(valid.sum())
+    return (
+        float(above.sum() / below.sum()),
+        bootstrap.ratio_interval(sums[0], sums[1], seed=run.protocol.seed),
+        int(valid.sum()),
+    )
 
 
 def _kept(estimate: Any, rows: Tensor | None = None) -> Any:

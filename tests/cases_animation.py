@@ -150,7 +150,6 @@ class NumberAdapter(Adapter):
 
     def images(self, request: Request) -> Tensor:
         self.requests.append(request)
-        assert request.params is not None
         identity = np.stack([np.random.RandomState(seed).randn(6) for seed in request.seeds])
         numbers = shown(request.params, request.camera, torch.from_numpy(identity).float())
         return encode(self.change(numbers))

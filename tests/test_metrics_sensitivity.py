@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_a_metric_notices_what_it_is_named_after(
     dataset: HeadDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corruption: str, metric: str
 ) -> None:
     monkeypatch.setenv('NEXT3D_CACHE_DIR', str(tmp_path))
-    options = {'counts': COUNTS, 'corruptions': [corruption], 'metrics': [metric]}
+    options: dict[str, Any] = {'counts': COUNTS, 'corruptions': [corruption], 'metrics': [metric]}
     found = next(measure_all(dataset, **options, report=lambda _: None))
     assert not list(measure_all(dataset, **options, report=pytest.fail, found=found))
     values = [row[metric]['value'] for row in found[corruption]]
@@ -67,7 +68,7 @@ def test_verdicts_are_told_apart() -> None:
 
 
 def test_the_picture_has_a_panel_a_metric() -> None:
-    rows = [
+    rows: Any = [
         {'apd': {'value': value, 'interval': [0.1, 0.2]}, 'id': {'value': 1, 'interval': None}} for value in (0.1, 0.3)
     ]
     with Image.open(io.BytesIO(draw_panels({'roll': rows}, (0.0, 1.0), bold={'roll': ('apd',)}))) as picture:

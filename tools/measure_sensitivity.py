@@ -278,7 +278,11 @@ def main(data: str, out: str, only: str | None, **counts: int) -> None:
     dataset, path = HeadDataset(data), Path(out).with_suffix('.json')
     made_with = {'counts': counts, 'data': dataset.content_hash, 'estimator': EmbeddedFeatures().content_hash}
     found = read_earlier(path, made_with)
-    options = {'counts': counts, 'corruptions': chosen, 'report': lambda text: click.echo(text, err=True)}
+    options: dict[str, Any] = {
+        'counts': counts,
+        'corruptions': chosen,
+        'report': lambda text: click.echo(text, err=True),
+    }
     for so_far in measure_all(dataset, found=found, **options):
         found = so_far
         with atomic_write(path) as handle:
