@@ -29,8 +29,8 @@ class Request:
     seeds: list[int]  # [N] below 2^32; a seed is a person
     conditioning: Tensor  # [N, 25] camera that the person was drawn with (EG3D's conditioning)
     camera: Tensor  # [N, 25] cam2world 4 x 4 (OpenCV axes), normalized intrinsics 3 x 3
-    params: Any | None  # training.head.HeadParams of N rows; None where the dataset holds meshes or nothing
-    head: Any | None  # training.head.HeadInput: vertices [N, V, 3], landmarks [N, 68, 3], metres; None without heads
+    params: Any  # training.head.HeadParams of N rows; None where the dataset holds meshes or nothing
+    head: Any  # training.head.HeadInput: vertices [N, V, 3], landmarks [N, 68, 3], metres; None without heads
     scene: list[int]  # [N] number of the picture: for what an adapter draws beyond the request (light, background)
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None

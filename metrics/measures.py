@@ -5,6 +5,7 @@ A floor is what perfect pictures would score: the same code on the dataset's own
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,10 @@ from metrics.tables import GROUP, Rows
 from torch_utils.rng import numpy_stream
 
 FLOOR_IMAGES = 1000
+
+
+class NoFaceError(UserError):
+    """The estimator found no face in any picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +190,8 @@ def _head(metric: Metric, estimator: Any, run: Run) -> Outcome:
     if run.dataset is not None and run.dataset.head_params([0]) is not None:
         rows = choose_indices(len(run.dataset), min(len(source), FLOOR_IMAGES), seed=run.protocol.seed)
         own = DatasetImages(run.dataset, device=run.workshop.communicator.device, rows=rows)
-        floor, floor_interval, _ = _animated(metric, estimator, own, run, what='real')
+        with contextlib.suppress(NoFaceError):  # then there is no floor, but there may be a value
+            floor, floor_interval, _ = _animated(metric, estimator, own, run, what='real')
     persons = len(set(source.groups))
     return Outcome(
         value=value,
@@ -218,17 +224,21 @@ def _animated(
     wanted = estimator.targets(params, cameras)
     valid = found.valid.cpu().numpy()
     if not valid.any():
-        raise UserError(f'{estimator.name}: found no face in any of {len(source)} images of {dataset.name}')
+        raise NoFaceError(f'{estimator.name}: found no face in any of {len(source)} images of {dataset.name}')
     if metric.family == 'expression_response':
         above, below = animation.response_terms(_kept(found), _kept(wanted, found.valid), estimator=estimator.name)
     else:
         above = animation.errors(metric.family, _kept(found), _kept(wanted, found.valid), estimator=estimator.name)
         below = np.ones(len(above))
     persons = np.unique(np.array(source.groups)[valid], return_inverse=True)[1]
-    sums = [np.bincount(persons, weights=terms) for terms in (above, below)]
+    sums = [np.bincount(persons, weights=terms).astype(np.float64) for terms in (above, below)]
     if not below.sum():
         raise UserError(f'metric {metric.name!r}: the driving expressions do not differ')
-    return float(above.sum() / below.sum()), bootstrap.ratio_interval(*sums, seed=run.protocol.seed), int(valid.sum())
+    return (
+        float(above.sum() / below.sum()),
+        bootstrap.ratio_interval(sums[0], sums[1], seed=run.protocol.seed),
+        int(valid.sum()),
+    )
 
 
 def _kept(estimate: Any, rows: Tensor | None = None) -> Any:

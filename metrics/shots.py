@@ -51,9 +51,9 @@ def plan(metric: Metric, *, items: int, seed: int) -> list[Shot]:
     if family.startswith('id'):
         return _pairs(metric, items=items, seed=seed, origins=draw('origin', counts[0]))
     if family == 'flicker':
-        return _clips(*counts, draw)
+        return _clips(counts[0], counts[1], draw)
     if metric.rules.kind == 'head':
-        return _driven(*counts, draw)
+        return _driven(counts[0], counts[1], draw)
     origins = draw('origin', counts[0])
     cameras = draw('camera', counts[0]) if family == 'fid3d' else origins
     return [_one(number, *chosen) for number, chosen in enumerate(zip(origins, cameras, strict=True))]

@@ -144,7 +144,8 @@ class ShotImages:
         self.shots = shots
         self.seed = seed
         self.device = device
-        self.truncation = {'truncation_psi': truncation_psi, 'truncation_cutoff': truncation_cutoff}
+        self.truncation_psi = truncation_psi
+        self.truncation_cutoff = truncation_cutoff
 
     def __len__(self) -> int:
         return len(self.shots)
@@ -158,7 +159,7 @@ class ShotImages:
         data = [self.dataset.content_hash, len(self.dataset)]
         fields = [list(vars(shot).values()) for shot in self.shots]
         made_by = [self.adapter.content_hash, self.adapter.precision_name, self.device.type]
-        return ['shots', *made_by, *data, self.seed, *self.truncation.values(), fields]
+        return ['shots', *made_by, *data, self.seed, self.truncation_psi, self.truncation_cutoff, fields]
 
     @property
     def groups(self) -> list[int]:
@@ -177,7 +178,8 @@ class ShotImages:
                 params=None if params is None else params.to(self.device),
                 head=self._heads(shots, params),
                 scene=[shot.scene for shot in shots],
-                **self.truncation,
+                truncation_psi=self.truncation_psi,
+                truncation_cutoff=self.truncation_cutoff,
                 seeds_to=[self._latent(shot.person_to or 0) for shot in shots] if moving else None,
                 mix=torch.tensor([shot.mix for shot in shots], device=self.device) if moving else None,
                 mix_space=shots[0].mix_space,

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import calc_metrics
 import train
 from training.dataset import HeadDataset
+from training.synthetic import generate
 
 
 def measure(*arguments: object) -> Result:
@@ -57,9 +58,9 @@ def test_options_decide_the_value(tmp_path: Path, network: Path) -> None:
     values = []
     for number, options in enumerate(([], ['--batch=5'], ['--seed=1'], ['--trunc=0.5'], ['--no-mirror'])):
         out = tmp_path / f'{number}.jsonl'
-        result = measure('--network', network, '--metrics=fd_random10_full', '--device=cpu', '--out', out, *options)
+        result = measure('--network', network, '--metrics=fd_random4_full', '--device=cpu', '--out', out, *options)
         assert result.exit_code == 0, result.output
-        assert result.output.startswith('fd_random10_full: ')
+        assert result.output.startswith('fd_random4_full: ')
         values.append(json.loads(out.read_text())['value'])
     assert values[1] == values[0]  # the batch size decides nothing
     assert len({round(value, 6) for value in (values[0], *values[2:])}) == 4
@@ -117,48 +118,62 @@ def adapter(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope='module')
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('heads') / 'heads.zip'
+    generate(path, num=8, resolution=64, seed=3, workers=0, progress=False)
+    return path
+
+
 def test_compare_measures_any_generator(tmp_path: Path, data: Path, adapter: Path) -> None:
     out = tmp_path / 'out.jsonl'
-    names = 'fid_random20_full,aed_synth3x2,id_synth3,flicker2x3'
+    names = 'fid_random20_full,id_synth3,flicker2x3'
     arguments = ['compare', '--data', data, '--metrics', names, '--out', out, '--device=cpu', '--name=Mine 2']
-    result = measure(*arguments, '--adapter', f'{adapter}:Mine')
-    assert result.exit_code == 0, result.output
-    found = {line['metric']: line for line in map(json.loads, out.read_text().splitlines())}
-    assert list(found) == names.split(',')
-    assert found['flicker2x3']['name'] == 'Mine 2'
-    assert found['aed_synth3x2']['subject'] == 'mine'
-    assert found['aed_synth3x2']['floor'] is not None
-    assert found['id_synth3']['value'] > 0.9999  # it heeds the seed alone
-    assert found['flicker2x3']['value'] == 0
-    again = measure(*arguments, '--adapter', f'{adapter}:Mine')
-    assert [line['value'] for line in map(json.loads, out.read_text().splitlines())][4:] == [
-        line['value'] for line in found.values()
-    ]
-    assert again.exit_code == 0
+    for _ in range(2):
+        result = measure(*arguments, '--adapter', f'{adapter}:Mine')
+        assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line['metric'] for line in lines] == 2 * names.split(',')
+    assert [line['value'] for line in lines[3:]] == [line['value'] for line in lines[:3]]
+    assert {(line['name'], line['subject']) for line in lines} == {('Mine 2', 'mine')}
+    assert lines[1]['value'] > 0.9999  # it heeds the seed alone
+    assert lines[2]['value'] == 0
 
 
-def test_compare_measures_folders(tmp_path: Path, data: Path) -> None:
+def test_compare_measures_the_synthetic_renderer(tmp_path: Path, heads: Path) -> None:
     out = tmp_path / 'out.jsonl'
-    labelled = write_dataset(tmp_path / 'labelled.zip', count=6)
+    file = Path(calc_metrics.__file__).parent / 'applications' / 'synthetic_adapter.py'
     result = measure(
-        'compare', '--images', labelled, '--data', data, '--metrics=fid_random20_full,aed_synth', '--out', out,
-        '--device=cpu',
+        'compare', '--adapter', f'{file}:SyntheticAdapter', '--data', heads, '--metrics=aed_synth2x2,gaze_synth2x2',
+        '--out', out, '--device=cpu',
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line['metric'] for line in found] == ['fid_random6_full', 'aed_synth6x1']  # as many as there are
-    assert found[1]['num_generated'] == 6
+    assert [line['metric'] for line in found] == ['aed_synth2x2', 'gaze_synth2x2']
+    assert all(0 < line['value'] < 4 * line['floor'] for line in found)  # a perfect generator is near the floor
+
+
+def test_compare_measures_folders(tmp_path: Path, heads: Path) -> None:
+    out = tmp_path / 'out.jsonl'
+    names = 'fid_random20_full,aed_synth,id_synth'
+    result = measure('compare', '--images', heads, '--data', heads, '--metrics', names, '--out', out, '--device=cpu')
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    # As many as there are.
+    assert [line['metric'] for line in found] == ['fid_random8_full', 'aed_synth2x4', 'id_synth2']
+    assert found[0]['value'] == pytest.approx(0, abs=1e-6)
+    assert found[1]['value'] == found[1]['floor']
     plain = tmp_path / 'plain'
     plain.mkdir()
-    dataset = HeadDataset(labelled)
+    dataset = HeadDataset(heads)
     for row, name in enumerate(dataset.names):
         (plain / Path(name).name).write_bytes(dataset.image_bytes(row))
     result = measure(
-        'compare', '--images', plain, '--data', data, '--metrics=fid_random20_full', '--device=cpu', '--out', out
+        'compare', '--images', plain, '--data', heads, '--metrics=fid_random20_full', '--device=cpu', '--out', out
     )
     assert result.exit_code == 0, result.output
     assert json.loads(out.read_text().splitlines()[-1])['value'] == found[0]['value']
-    result = measure('compare', '--images', plain, '--data', data, '--metrics=aed_synth', '--device=cpu')
+    result = measure('compare', '--images', plain, '--data', heads, '--metrics=aed_synth', '--device=cpu')
     assert result.exit_code == 1
     assert 'plain: holds no head parameters' in result.output
 

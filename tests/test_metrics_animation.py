@@ -36,8 +36,9 @@ def _numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def measure(name: str, subject: Adapter | DatasetImages, **protocol: Any) -> dict[str, Any]:
-    options = {'protocol': Protocol(**protocol), 'communicator': CPU}
-    return registry.evaluate([name], subject=subject, dataset=NumberDataset(), **options)[0]
+    return registry.evaluate(
+        [name], subject=subject, dataset=NumberDataset(), protocol=Protocol(**protocol), communicator=CPU
+    )[0]
 
 
 def shifted(name: str, *amounts: float) -> NumberAdapter:

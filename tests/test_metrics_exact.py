@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 from metrics.bootstrap import refit_error
 from metrics.distributions import inception_score, inside, kernel_distance, kid, path_lengths, subset_distances
-from metrics.frechet import frechet_distance, statistics
+from metrics.frechet import Statistics, frechet_distance, statistics
 
 
 @pytest.fixture(scope='module')
@@ -71,6 +73,10 @@ def test_values_do_not_depend_on_the_order_of_the_rows(sets) -> None:
     assert inside(real, generated[order], neighbours=3).mean() == inside(real, generated, neighbours=3).mean()
 
 
+def _frechet_of_rows(against: Statistics, rows: np.ndarray, chosen: np.ndarray) -> float:
+    return frechet_distance(against, statistics(rows[chosen]))
+
+
 def test_standard_errors_are_those_of_repeated_draws(sets) -> None:
     """Many independent draws spread as much as the error that each of them states."""
     rng = np.random.default_rng(3)
@@ -80,10 +86,7 @@ def test_standard_errors_are_those_of_repeated_draws(sets) -> None:
     for seed in range(16):
         rows = rng.normal(0.3, 1, (200, 6)).astype(np.float32)
         frechet.append(frechet_distance(against, statistics(rows)))
-        refit = refit_error(
-            200, lambda chosen, rows=rows: frechet_distance(against, statistics(rows[chosen])), seed=seed
-        )
-        frechet_error.append(refit)
+        frechet_error.append(refit_error(200, functools.partial(_frechet_of_rows, against, rows), seed=seed))
         values = subset_distances(real[:200], rows, size=100, seed=seed)
         kernel.append(kernel_distance(real[:200], rows))
         kernel_error.append(values.std(ddof=1))  # of halves of 200: the spread of the whole (100 / (200 - 100) = 1)

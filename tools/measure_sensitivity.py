@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from applications.synthetic_adapter import SyntheticAdapter, View
 from dnnlib.cli import Command
+from dnnlib.errors import UserError
 from metrics.adapter import Adapter, Request
 from tools.draw_sensitivity import draw_panels
 from torch_utils.rotations import axis_angle_matrix
@@ -176,6 +177,9 @@ class Wrong(Adapter):
         return self.clean[key]
 
 
+Rows = list[dict[str, Any]]
+
+
 def measure_all(
     dataset: Any,
     *,
@@ -183,8 +187,12 @@ def measure_all(
     corruptions: list[str],
     metrics: Sequence[str] = tuple(METRICS),
     report: Callable[[str], None],
-) -> dict[str, list[dict[str, Any]]]:
-    """Corruption -> one row a strength: {metric: result}, the first without any corruption."""
+    found: dict[str, Rows] | None = None,
+) -> Iterator[dict[str, Rows]]:
+    """Corruption -> one row a strength: {metric: result}, the first without any corruption.
+
+    Yields what there is after each corruption; those in `found` are taken from there.
+    """
     from metrics.protocol import Protocol
     from metrics.registry import evaluate
     from torch_utils.distributed import Communicator
@@ -192,10 +200,12 @@ def measure_all(
     renderer = SyntheticAdapter(torch.device('cpu'), resolution=dataset.resolution)
     clean: dict[str, Tensor] = {}
     names = {short: METRICS[short].format(**counts) for short in metrics}
-    untouched: dict[str, Any] | None = None
-    found: dict[str, list[dict[str, Any]]] = {}
+    found = dict(found or {})
+    untouched = next((rows[0] for rows in found.values()), None)
     for corruption in corruptions:
-        rows = []
+        if corruption in found:
+            continue
+        rows: Rows = []
         for strength in STRENGTHS:
             if strength == 0 and untouched is not None:
                 rows.append(untouched)
@@ -213,7 +223,7 @@ def measure_all(
             values = ', '.join(f'{short} {result["value"]:.4g}' for short, result in row.items())
             report(f'{corruption} {strength:.2f}: {values}')
         found[corruption] = rows
-    return found
+        yield found
 
 
 def judged(corruption: str, metric: str, rows: list[dict[str, Any]]) -> str:
@@ -253,22 +263,45 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 @click.option('--clips', default=4, show_default=True, help='Clips of flicker.')
 @click.option('--only', help='Comma-separated corruptions. Default: all.')
 def main(data: str, out: str, only: str | None, **counts: int) -> None:
-    """Measure how each metric answers to each corruption; print the table, draw the picture."""
+    """Measure how each metric answers to each corruption; print the table, draw the picture.
+
+    What the .json beside the picture holds from the same settings is not measured again.
+    """
     from dnnlib.files import atomic_write
+    from metrics.estimators.embedded import EmbeddedFeatures
     from training.dataset import HeadDataset
 
     chosen = only.split(',') if only else list(MUST_NOTICE)
     unknown = [name for name in chosen if name not in MUST_NOTICE]
     if unknown:
         raise click.UsageError(f'--only: unknown {", ".join(unknown)}; expected {", ".join(MUST_NOTICE)}')
-    found = measure_all(
-        HeadDataset(data), counts=counts, corruptions=chosen, report=lambda text: click.echo(text, err=True)
-    )
-    with atomic_write(Path(out).with_suffix('.json')) as handle:
-        handle.write(json.dumps(found, indent=1).encode())
+    dataset, path = HeadDataset(data), Path(out).with_suffix('.json')
+    made_with = {'counts': counts, 'data': dataset.content_hash, 'estimator': EmbeddedFeatures().content_hash}
+    found = read_earlier(path, made_with)
+    options: dict[str, Any] = {
+        'counts': counts,
+        'corruptions': chosen,
+        'report': lambda text: click.echo(text, err=True),
+    }
+    for so_far in measure_all(dataset, found=found, **options):
+        found = so_far
+        with atomic_write(path) as handle:
+            handle.write(json.dumps({'made_with': made_with, 'found': found}, indent=1).encode())
+    found = {name: found[name] for name in MUST_NOTICE if name in found}
     with atomic_write(out) as handle:
         handle.write(draw_panels(found, STRENGTHS, bold=MUST_NOTICE))
     click.echo(table(found))
+
+
+def read_earlier(path: Path, made_with: dict[str, Any]) -> dict[str, Rows]:
+    """What an earlier or interrupted run of the same settings has measured."""
+    if not path.is_file():
+        return {}
+    try:
+        earlier = json.loads(path.read_text(encoding='utf-8'))
+        return earlier['found'] if earlier['made_with'] == made_with else {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{path}: not written by this tool; move it away') from error
 
 
 if __name__ == '__main__':
