@@ -18,7 +18,7 @@ from training.discriminator import DualDiscriminator
 from training.generator import Generator
 from training.head.makehuman import embedded_head
 from training.head.model import HeadInput, HeadTemplate
-from training.trainer import build_networks
+from training.networks import build_networks
 
 FLAME_FACES = 9976
 TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}

@@ -180,6 +180,7 @@ def _features(
     shares = batches(source, indices, batch=run.protocol.batch, rank=communicator.rank, size=communicator.size)
     for where, images in shares:
         table[where] = extract_features([images], extractor)
+        communicator.progress.beat()
         if run.progress:
             run.progress(what, where.stop, len(indices))
     if communicator.size > 1:  # exact: a row is zero on all ranks but one

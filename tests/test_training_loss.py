@@ -20,8 +20,9 @@ from torch_utils.rng import stream
 from training.conditions import Conditions, ConditionSource
 from training.config import LossConfig
 from training.loss import GanLoss, Latents, Schedule, blur, blur_kernel, mix_ws, raw_from_image
+from training.networks import frozen_parameters
 from training.template_rendering import render_template
-from training.trainer import DivergedError, Trainer, frozen_parameters
+from training.trainer import DivergedError, Trainer
 
 QUIET = Schedule(blur_sigma=0.0, swap_probability=0.0)
 

@@ -18,22 +18,21 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator
-from torch_utils.precision import choose_precision, lay_out
-from torch_utils.rng import derive_seed, stream
+from torch_utils.precision import choose_precision
+from torch_utils.rng import stream
 from torch_utils.stats import Stats
 from training.augment import Augment, adapted_probability
 from training.checkpoint import load_state, plain_state
 from training.conditions import Conditions, ConditionSource, HeadImages
 from training.config import TrainConfig
-from training.discriminator import DualDiscriminator
 from training.ema import ema_beta, update_ema
-from training.generator import Generator
-from training.layers import Conv2d
 from training.loss import GanLoss, Latents, Schedule
+from training.networks import build_networks, frozen_parameters
+from training.player import Player
 from training.sampler import BatchPlan, MicroBatchIndices, load_micro_batches
 
 ADA_INTERVAL = 4  # steps between changes of the augmentation probability
-MAX_SKIPPED_STEPS = 10  # in a row, before the run is given up
+MAX_SKIPPED_STEPS = 10  # in a row, before the run is given up, unless told otherwise
 
 
 class DivergedError(UserError):
@@ -48,47 +47,20 @@ class RealBatch:
     conditions: Conditions
 
 
-def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value` in the memory format of its parameter, which the fused optimizer takes for granted."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-class Player:
-    """One network with its optimizer; `interval` is its lazy regularizer's (0: none)."""
-
-    def __init__(self, network: nn.Module, config: TrainConfig, *, lr: float, interval: int, frozen: set[str]) -> None:
-        self.network = network
-        self.parameters = [value for name, value in network.named_parameters() if name not in frozen]
-        # The regularizer's steps come on top, so learning rate and momenta shrink to match (StyleGAN2).
-        ratio = interval / (interval + 1) if interval else 1.0
-        betas = (config.adam_beta1**ratio, config.adam_beta2**ratio)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr * ratio, betas=betas, eps=1e-8, fused=True)
-
-    def requires_grad(self, wanted: bool) -> None:
-        for parameter in self.parameters:
-            parameter.requires_grad_(wanted)
-
-    def state(self) -> dict[int, Any]:
-        """The optimizer's tensors on the CPU, by parameter number."""
-        return {
-            index: {name: value.detach().to('cpu', copy=True) for name, value in entry.items()}
-            for index, entry in self.optimizer.state_dict()['state'].items()
-        }
-
-    def load_state(self, state: Mapping[int, Any]) -> None:
-        groups = self.optimizer.state_dict()['param_groups']
-        shaped = {
-            index: {name: _laid_out_like(value, self.parameters[index]) for name, value in entry.items()}
-            for index, entry in state.items()
-        }
-        self.optimizer.load_state_dict({'state': shaped, 'param_groups': groups})
-
-
 class Trainer:
     """The state of a run and the step that advances it; the same on every rank but for the data it sees."""
 
-    def __init__(self, config: TrainConfig, *, dataset: HeadImages, communicator: Communicator, stats: Stats) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        dataset: HeadImages,
+        communicator: Communicator,
+        stats: Stats,
+        max_skipped: int = MAX_SKIPPED_STEPS,
+    ) -> None:
         assert config.batch_gpu is not None
+        self.max_skipped = max_skipped
         self.config, self.dataset, self.communicator, self.stats = config, dataset, communicator, stats
         self.device = communicator.device
         self.precision = choose_precision(config.precision, self.device)
@@ -105,14 +77,21 @@ class Trainer:
         self.density_interval = loss.density_interval if density else 0
         self.r1_interval = loss.r1_interval if loss.r1_gamma > 0 else 0
         frozen = frozen_parameters(self.discriminator, config.freeze_d)
-        self.g = Player(self.generator, config, lr=config.g_lr, interval=self.density_interval, frozen=set())
-        self.d = Player(self.discriminator, config, lr=config.d_lr, interval=self.r1_interval, frozen=frozen)
+        scaled = self.precision.needs_scaling
+        self.g = Player(
+            self.generator, config, lr=config.g_lr, interval=self.density_interval, frozen=set(), scaled=scaled
+        )
+        self.d = Player(
+            self.discriminator, config, lr=config.d_lr, interval=self.r1_interval, frozen=frozen, scaled=scaled
+        )
         self.discriminator.requires_grad_(False)
         self.loss = GanLoss(
             self.generator, self.discriminator, config=loss, augment=Augment() if config.augment == 'ada' else None
         )
         self.images_seen = 0
         self.skipped_in_row = 0
+        self.skipped = 0  # steps of the whole run
+        self.notices: list[str] = []  # what happened, for the log; emptied by its reader
         self.augment_probability = 0.0
         self.signs = torch.zeros(2, device=self.device)  # sum and number of signs of real logits
 
@@ -131,6 +110,7 @@ class Trainer:
         )
         batches = load_micro_batches(self.dataset, order, workers=workers, pin_memory=self.device.type != 'cpu')
         while True:
+            self.communicator.progress.enter('data')
             yield [
                 RealBatch(images.to(self.device, non_blocking=True).float() / 127.5 - 1, self.source.real(indices))
                 for indices, images in itertools.islice(batches, self.plan.rounds)
@@ -248,30 +228,50 @@ class Trainer:
 
         A step with non-finite gradients is skipped, counted and reported. True if the step was made.
         """
+        self.communicator.progress.enter(phase)
         player.optimizer.zero_grad(set_to_none=True)
         for turn, micro in enumerate(self.plan.micro_batches(self.communicator.rank)):
             with self.precision.context():
                 value = loss(turn, micro)
-            (value / self.plan.rounds).backward()
+            (value * player.scale.value / self.plan.rounds).backward()
+            self.communicator.progress.beat()
         gradients = [parameter.grad for parameter in player.parameters if parameter.grad is not None]
         self.communicator.mean_(gradients)
+        player.scale.undo_(gradients)
         norm = float(nn.utils.get_total_norm(gradients))
         finite = math.isfinite(norm)
         self.stats.report(f'Gradient/{phase}/skipped', 0.0 if finite else 1.0)
+        if player.scale.active:
+            self.stats.report(f'Gradient/{phase}/scale', player.scale.value)
         if not finite:
-            self._skip(phase)
+            self._skip(phase, player)
             return False
         self.stats.report(f'Gradient/{phase}/norm', norm)
         self.skipped_in_row = 0
+        player.scale.grow()
         player.optimizer.step()
         return True
 
-    def _skip(self, phase: str) -> None:
+    def _skip(self, phase: str, player: Player) -> None:
+        """Report what is not finite, by sub-network; DivergedError after too many in a row."""
+        bad = player.non_finite()
+        for part, share in bad.items():
+            self.stats.report(f'Gradient/{phase}/nonfinite/{part}', share)
+        first, *others = bad
+        where = f'first in {first} ({bad[first]:.2%} of its numbers)' + (
+            f', then {", ".join(others)}' if others else ''
+        )
+        kimg = f'kimg {self.images_seen / 1000:.3f}'
+        self.skipped += 1
+        if player.scale.shrink():
+            self.notices.append(f'{phase}: overflow at {kimg}, {where}; skipped, loss scale now {player.scale.value:g}')
+            return
         self.skipped_in_row += 1
-        if self.skipped_in_row >= MAX_SKIPPED_STEPS:
+        self.notices.append(f'{phase}: non-finite gradients at {kimg}, {where}; step skipped')
+        if self.skipped_in_row >= self.max_skipped:
             raise DivergedError(
-                f'{phase}: {self.skipped_in_row} steps in a row had non-finite gradients at kimg '
-                f'{self.images_seen / 1000:.1f}; lower the learning rate, raise --gamma, or use --precision=fp32'
+                f'{phase}: {self.skipped_in_row} steps in a row had non-finite gradients at {kimg}, {where}; '
+                'lower the learning rate, raise --gamma, or use --precision=fp32'
             )
 
     def _adapt(self) -> None:
@@ -302,6 +302,9 @@ class Trainer:
             'counters': {
                 'images_seen': self.images_seen,
                 'skipped_in_row': self.skipped_in_row,
+                'skipped': self.skipped,
+                'loss_scale_G': self.g.scale.state(),
+                'loss_scale_D': self.d.scale.state(),
                 'augment_probability': self.augment_probability,
             },
             'signs': self.communicator.sum_(self.signs.clone()).cpu(),
@@ -318,27 +321,11 @@ class Trainer:
             counters = state['counters']
             self.images_seen = int(counters['images_seen'])
             self.skipped_in_row = int(counters['skipped_in_row'])
+            self.skipped = int(counters.get('skipped', 0))
+            self.g.scale.load_state(counters.get('loss_scale_G'))
+            self.d.scale.load_state(counters.get('loss_scale_D'))
             self.augment_probability = float(counters['augment_probability'])
             # The signs are summed over ranks whenever they are used: one rank carries the sum.
             self.signs.copy_(state['signs'] * (1.0 if self.communicator.is_main else 0.0))
         except (KeyError, TypeError) as error:
             raise UserError(f'{where}: not a complete training state ({error}); remove it to start over') from error
-
-
-def build_networks(
-    config: TrainConfig, dataset: HeadImages, *, device: torch.device
-) -> tuple[Generator, DualDiscriminator]:
-    """G and D with initial weights that depend on config.seed alone; the global generators are left as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, 'weights'))
-        generator = Generator(config.generator, dataset.head_model.template)
-        discriminator = DualDiscriminator(config.discriminator)
-    for network in (generator, discriminator):
-        lay_out(network.to(device).train(), choose_precision(config.precision, device))
-    return generator, discriminator
-
-
-def frozen_parameters(discriminator: DualDiscriminator, layers: int) -> set[str]:
-    """Names of the parameters of the first `layers` convolutions, from the image down (Freeze-D)."""
-    names = [name for name, module in discriminator.named_modules() if isinstance(module, Conv2d)]
-    return {f'{name}.{kind}' for name in names[:layers] for kind in ('weight', 'bias')}
