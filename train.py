@@ -56,7 +56,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--data', metavar='PATH', help='Packed dataset, zip or folder (dataset_tool.py).')
 @click.option('--gpus', type=POSITIVE, help='Number of ranks (processes; on the CPU too).')
 @click.option('--batch', type=POSITIVE, help='Images a step, over all ranks.')
-@click.option('--batch-gpu', type=POSITIVE, help='Images at once on a rank; the rest is accumulated.')
+@click.option(
+    '--batch-gpu', metavar='N|auto', help='Images at once on a rank, auto: what memory holds; rest accumulated.'
+)
 @click.option('--kimg', type=click.FloatRange(min=0, min_open=True), help='Length of the run in thousand real images.')
 @click.option('--tick', type=click.FloatRange(min=0, min_open=True), help='kimg between two reports.')
 @click.option('--snap', type=POSITIVE, help='Ticks between two snapshots, states, grids and measurements.')
@@ -91,7 +93,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--mouth-planes', type=click.Choice(['all', 'front']), help='Planes that the mouth is completed on.')
 @click.option('--disc-template', help='Template rendering for D: none, uv, normals or correspondence.')
 @click.option('--mbstd-group', type=POSITIVE, help='Group size of the minibatch standard deviation.')
-@click.option('--precision', type=click.Choice(['auto', 'fp32', 'bf16']), help='Of convolutions. Default: fp32.')
+@click.option(
+    '--precision', type=click.Choice(['auto', 'fp32', 'bf16', 'fp16']), help='Of convolutions. Default: fp32.'
+)
 @click.option(
     '--set', 'assignments', multiple=True, metavar='KEY=VALUE', help='Any config field, e.g. G.depth_samples=24.'
 )
@@ -101,7 +105,23 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--head-model', metavar='FILE', help="The user's FLAME file, for datasets of FLAME parameters.")
 @click.option('--keep', type=POSITIVE, help='Snapshots and states that stay. Default: all snapshots, two states.')
 @click.option('--override-config', is_flag=True, help='Go on with a changed config; the change is written down.')
-@click.option('--grad-checkpoint', is_flag=True, help='Less memory, more time: recompute stages of G.')
+@click.option(
+    '--grad-checkpoint',
+    is_flag=False,
+    flag_value='all',
+    metavar='[STAGES]',
+    help='Less memory, more time: recompute stages of G. all (without a value) or texture,static,...',
+)
+@click.option(
+    '--timeout', type=POSITIVE, default=1800, show_default=True, help='Seconds without progress that end the run.'
+)
+@click.option(
+    '--max-skipped',
+    type=POSITIVE,
+    default=10,
+    show_default=True,
+    help='Steps in a row with non-finite gradients that end it.',
+)
 @click.option('--dry-run', is_flag=True, help='Check everything, print the config, make one step, write nothing.')
 def main(
     outdir: str,
@@ -113,7 +133,9 @@ def main(
     head_model: str | None,
     keep: int | None,
     override_config: bool,
-    grad_checkpoint: bool,
+    grad_checkpoint: str | None,
+    timeout: int,
+    max_skipped: int,
     dry_run: bool,
     **chosen: Any,
 ) -> None:
@@ -134,36 +156,65 @@ def main(
         del overrides['precision']  # decided below, by the device
     if metrics is not None:
         overrides['metrics'] = [name.strip() for name in metrics.split(',') if name.strip() not in ('', 'none')]
+    overrides['batch_gpu'] = parse_batch_gpu(chosen['batch_gpu'])
     overrides.update(parse_assignment(text) for text in assignments)
-    config = make_config(cfg, overrides)
 
     from torch_utils.devices import choose_device
-    from torch_utils.distributed import run
+    from torch_utils.distributed import run, torchrun_ranks
     from torch_utils.precision import choose_precision
+    from training.batch_fit import settle_batch_gpu
+    from training.generator import STAGES
     from training.loop import RunOptions, prepare, train
 
+    started = torchrun_ranks()
+    if overrides['gpus'] is None and started is not None:
+        overrides['gpus'] = started[1]
+    config = make_config(cfg, overrides)
+    if overrides['batch_gpu'] is None:
+        config = settle_batch_gpu(config, outdir, auto=chosen['batch_gpu'] == 'auto')
     device_type = choose_device(device).type
     wanted = 'auto' if chosen['precision'] == 'auto' else config.precision
     precision = choose_precision(wanted, choose_device(device))
-    if precision.name == 'fp16':
-        raise UserError('--precision=auto: this GPU has no bf16, and training has no fp16; use --precision=fp32')
     config = dataclasses.replace(config, precision=precision.name)  # type: ignore[arg-type]
     check_metrics(config.metrics)
     config = prepare(config, head_model=head_model)
-    if wanted == 'auto':
+    leads = started is None or started[0] == 0
+    if wanted == 'auto' and leads:
         click.echo(f'precision {precision}', err=True)
-    if dry_run:
+    if dry_run and leads:
         click.echo(json.dumps(to_dict(config), indent=2))
     options = RunOptions(
         outdir=outdir,
         workers=workers,
         head_model=head_model,
         dry_run=dry_run,
-        checkpoint=grad_checkpoint,
+        checkpoint=parse_stages(grad_checkpoint, STAGES),
+        max_skipped=max_skipped,
         keep=keep,
         override_config=override_config,
     )
-    run(functools.partial(train, config=config, options=options, evaluate=evaluate), device_type, ranks=config.gpus)
+    work = functools.partial(train, config=config, options=options, evaluate=evaluate)
+    run(work, device_type, ranks=config.gpus, timeout=timeout)
+
+
+def parse_batch_gpu(text: str | None) -> int | None:
+    """--batch-gpu: a number, or None for auto and where it is not given."""
+    if text in (None, 'auto'):
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f'--batch-gpu: expected a number of images or auto, got {text!r}')
+    return int(text)
+
+
+def parse_stages(text: str | None, known: tuple[str, ...]) -> frozenset[str]:
+    """--grad-checkpoint: 'all', or names of stages by commas; UserError names those that there are."""
+    if text is None:
+        return frozenset()
+    names = frozenset(known) if text == 'all' else frozenset(name.strip() for name in text.split(','))
+    unknown = sorted(names - set(known))
+    if unknown:
+        raise UserError(f'--grad-checkpoint: unknown stage {unknown[0]!r}; expected all, or some of {", ".join(known)}')
+    return names
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ from benchmarks.release import BATCH, PHASE_WEIGHTS
 from benchmarks.subjects import Subject, precision_context
 from benchmarks.timing import WARM_UP_RUNS, Measurement, now, peak_bytes, start_peak
 from torch_utils.rng import stream
+from training.generator import STAGES
 from training.loss import GanLoss, Latents, Schedule
 
 RECOMPUTED = 'recomputed Gmain'  # with --grad-checkpoint; first, since memory that later rows leave resident counts
@@ -53,7 +54,7 @@ def measure(subject: Subject, *, precision: str, runs: int, names: frozenset[str
         if phase not in names and not (whole and phase in PHASE_WEIGHTS):
             continue
         player = 'D' if phase.startswith('D') else 'G'
-        subject.generator.checkpoint = phase == RECOMPUTED
+        subject.generator.checkpoint = frozenset(STAGES if phase == RECOMPUTED else ())
         for key, network in networks.items():
             network.requires_grad_(key == player)
         start_peak(device)

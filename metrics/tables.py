@@ -67,7 +67,10 @@ class Workshop:
         if path is not None and (found := read_chunk(path, len(rows))) is not None:
             return found
         batch = GROUP if self.communicator.device.type == 'cpu' else self.batch
-        parts = [compute(part) for part in _cut(rows, batch)]
+        parts = []
+        for part in _cut(rows, batch):
+            parts.append(compute(part))
+            self.communicator.progress.beat()
         result = np.concatenate(parts).astype(np.float32, copy=False)
         if path is not None:
             with atomic_write(path) as handle:

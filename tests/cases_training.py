@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ if __name__ == '__main__':
 
 from cases_dataset import SheetHead, make_dataset  # noqa: E402
 
+from metrics.registry import Protocol, evaluate  # noqa: E402
 from torch_utils.distributed import Communicator, run  # noqa: E402
 from torch_utils.ops import library  # noqa: E402
 from torch_utils.stats import Stats  # noqa: E402
@@ -91,13 +93,13 @@ def train_sheet(communicator: Communicator, *, config: TrainConfig, outdir: str)
 
 
 def record_gradients(communicator: Communicator, *, folder: str, steps: int = 2) -> None:
-    """Save the averaged gradients of every phase of some steps, and the weights and statistics after them."""
+    """Save a metric and a snapshot of the initial weights, the averaged gradients of every phase of some steps, and
+    the weights and statistics after them."""
     torch.set_num_threads(1)
-    trainer = tiny_trainer(
-        Path(folder), communicator=communicator, batch_gpu=2, L__style_mixing_prob=0.5, augment='ada', ada_kimg=0.1
-    )
+    options: dict[str, Any] = {'batch': 12, 'batch_gpu': 2, 'augment': 'ada', 'ada_kimg': 0.1}
+    trainer = tiny_trainer(Path(folder), communicator=communicator, L__style_mixing_prob=0.5, **options)
     trainer.augment_probability = 0.5
-    record: dict[str, Any] = {}
+    record: dict[str, Any] = {'metric': measure(trainer, folder=folder), 'snapshot': snapshot_digest(trainer, folder)}
     for player, network in ((trainer.g, trainer.generator), (trainer.d, trainer.discriminator)):
         names = {id(parameter): name for name, parameter in network.named_parameters()}
 
@@ -119,6 +121,27 @@ def record_gradients(communicator: Communicator, *, folder: str, steps: int = 2)
     }
     if communicator.is_main:
         torch.save(record, Path(folder) / f'record{communicator.size}.pt')
+
+
+def measure(trainer: Trainer, *, folder: str) -> float:
+    """A distance of a few images, by all ranks."""
+    protocol = Protocol(batch=2, cache_dir=Path(folder) / f'cache{trainer.communicator.size}')
+    subjects: dict[str, Any] = {'dataset': trainer.dataset, 'communicator': trainer.communicator, 'protocol': protocol}
+    return evaluate(['fd_random8_full'], generator=trainer.average, **subjects)[0]['value']
+
+
+def snapshot_digest(trainer: Trainer, folder: str) -> str:
+    """The sha256 of the snapshot that rank 0 writes; '' on the others."""
+    if not trainer.communicator.is_main:
+        return ''
+    head = trainer.dataset.head_model
+    info = checkpoint.Info(images_seen=0, head_model=head.name, head_model_hash=head.content_hash)
+    config = dataclasses.replace(trainer.config, gpus=1)
+    path = Path(folder) / f'snapshot{trainer.communicator.size}.pkl'
+    networks = trainer.networks()
+    content = checkpoint.Snapshot(config=config, info=info, template=head.template, networks=networks)
+    checkpoint.save_snapshot(path, content)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def kill_at(point: str) -> None:

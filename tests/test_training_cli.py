@@ -91,7 +91,11 @@ def test_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
     assert config['generator']['depth_samples'] == 6
     assert config['batch_gpu'] == 4
     assert config['head_model'] == 'makehuman'
-    assert 'one step of 4 images' in result.output
+    assert re.search(
+        r'one step of 4 images on 1 rank\(s\) in .* s: Gmain \d.*, Gdensity \d.*, Dmain \d.*, Dr1 \d', result.output
+    )
+    assert 'estimated memory of a rank at batch-gpu 4: ' in result.output
+    assert 'measured peak of rank 0, the whole process, in GiB: cpumem ' in result.output
     assert not out.exists()
 
 
@@ -149,7 +153,7 @@ def test_every_option_is_a_config_field_or_read() -> None:
         'head_model',
         'dry_run',
         'rasterizer',
-    } | {'grad_checkpoint', 'keep', 'override_config'}
+    } | {'grad_checkpoint', 'keep', 'override_config', 'timeout', 'max_skipped'}
     assert options == set(train.FIELDS) | elsewhere
 
 
@@ -164,6 +168,14 @@ MISTAKES = [
     (['--cfg=debug', '--data={data}', '--batch=6', '--batch-gpu=4'], '--batch: 6 is not divisible by --gpus x'),
     (['--cfg=debug', '--data={data}', '--batch=5', '--gpus=2'], '--batch: 5 is not divisible by --gpus x'),
     (['--cfg=debug', '--data={data}', '--batch=0'], '--batch'),
+    (
+        ['--cfg=debug', '--data={data}', '--batch-gpu=some'],
+        "--batch-gpu: expected a number of images or auto, got 'some'",
+    ),
+    (
+        ['--cfg=debug', '--data={data}', '--grad-checkpoint=nose'],
+        "--grad-checkpoint: unknown stage 'nose'; expected all",
+    ),
     (['--cfg=debug', '--data={data}', '--set=depth'], '--set depth: expected KEY=VALUE'),
     (['--cfg=debug', '--data={data}', '--set=X.y=1'], '--set X.y=1: expected KEY=VALUE'),
     (['--cfg=debug', '--data={data}', '--set=G.depth=1'], 'unknown key(s) depth'),

@@ -10,11 +10,15 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import multiprocessing
+import multiprocessing.connection
 import os
+import secrets
 import signal
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,20 +26,27 @@ import torch.distributed
 from torch import Tensor
 
 from dnnlib.errors import UserError
+from torch_utils import watch
+from torch_utils.progress import LostConnectionError, Progress
+from torch_utils.watch import TIMEOUT_SECONDS, Watch
 
-TIMEOUT_SECONDS = 3600  # longer than rank 0 may spend on metrics while the others wait
+GROUP_TIMEOUT = datetime.timedelta(days=7)  # the watch decides how long is too long
+JOIN_SECONDS = 600.0  # for all ranks to find each other
+GRACE_SECONDS = 2.0  # between asking a spawned rank to end and killing it
+START_METHOD = 'spawn'  # of ranks
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Communicator:
-    """This process's place among the ranks, and its device."""
+    """This process's place among the ranks, its device, and where it is in its work."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    progress: Progress = dataclasses.field(default_factory=Progress, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -44,7 +55,8 @@ class Communicator:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.size > 1:
-            torch.distributed.all_reduce(tensor)
+            with self._collective():
+                torch.distributed.all_reduce(tensor)
         return tensor
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
@@ -52,7 +64,7 @@ class Communicator:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        torch.distributed.all_reduce(flat)
+        self.sum_(flat)
         flat /= self.size
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view(tensor.shape))
@@ -60,13 +72,30 @@ class Communicator:
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Every rank takes rank 0's values, in place."""
         if self.size > 1:
-            for tensor in tensors:
-                torch.distributed.broadcast(tensor, 0)
+            with self._collective():
+                for tensor in tensors:
+                    torch.distributed.broadcast(tensor, 0)
+
+    def least(self, value: int) -> int:
+        """The smallest of the ranks' values."""
+        smallest = torch.tensor([value], device=self.device)
+        if self.size > 1:
+            with self._collective():
+                torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        return int(smallest)
 
     def barrier(self) -> None:
-        """Wait for all ranks; raises after the process group's timeout."""
-        if self.size > 1:
-            self.sum_(torch.zeros(1, device=self.device))
+        """Wait for all ranks."""
+        self.sum_(torch.zeros(1, device=self.device))
+
+    @contextlib.contextmanager
+    def _collective(self) -> Iterator[None]:
+        """LostConnectionError where another rank has gone."""
+        self.progress.collective()
+        try:
+            yield
+        except RuntimeError as error:  # gloo's and nccl's
+            raise LostConnectionError(str(error)) from error
 
 
 def torchrun_ranks() -> tuple[int, int, int] | None:
@@ -78,75 +107,164 @@ def torchrun_ranks() -> tuple[int, int, int] | None:
 
 @contextlib.contextmanager
 def process_group(
-    device_type: str, *, rank: int, size: int, local_rank: int, init_method: str, timeout: float = TIMEOUT_SECONDS
+    store: Any, device_type: str, *, rank: int, size: int, local_rank: int, timeout: float, quiet: bool = False
 ) -> Iterator[Communicator]:
-    """Join the group of `size` ranks for the block; accelerators are numbered by local rank."""
+    """Join the group of `size` ranks that share `store` for the block, watched (torch_utils/watch.py);
+    accelerators are numbered by local rank."""
     cpu = device_type == 'cpu'
     device = torch.device(device_type) if cpu else torch.device(device_type, local_rank)
     if not cpu:
         torch.get_device_module(device).set_device(device)
-    torch.distributed.init_process_group(
-        'gloo' if cpu else 'nccl',
-        init_method=init_method,
-        rank=rank,
-        world_size=size,
-        timeout=datetime.timedelta(seconds=timeout),
-        device_id=None if cpu else device,
-    )
+    communicator = Communicator(device, rank, size, local_rank)
+    start = _meet(store, rank, size)
     try:
-        yield Communicator(device, rank, size, local_rank)
-    finally:
-        torch.distributed.destroy_process_group()
+        torch.distributed.init_process_group(
+            'gloo' if cpu else 'nccl',
+            store=torch.distributed.PrefixStore(f'{start}/group', store),
+            rank=rank,
+            world_size=size,
+            timeout=GROUP_TIMEOUT,
+            device_id=None if cpu else device,
+        )
+    except RuntimeError as error:
+        raise UserError(f'rank {rank} cannot connect to the other ranks: {str(error).splitlines()[0]}') from error
+    # A connection of its own, since one that waits in the main thread is locked.
+    own = torch.distributed.PrefixStore(f'{start}/watch', store.clone())
+    watched = Watch(own, rank=rank, size=size, progress=communicator.progress, timeout=timeout, quiet=quiet)
+    with watched.running():
+        yield communicator
+    torch.distributed.destroy_process_group()  # not after a failure: it may wait for those that have gone
 
 
-def run(function: Callable[[Communicator], None], device_type: str, *, ranks: int = 1) -> None:
+def _meet(store: Any, rank: int, size: int) -> str:
+    """Wait for all ranks; a name of this start of theirs, under which the store holds nothing yet.
+
+    A store may outlive a group that failed (torchrun's restarts), so an old greeting must not be taken for a new one:
+    rank 0 gives the start its name, the others greet it, and it returns each greeting when all are there. UserError
+    names the ranks that did not come.
+    """
+    own, deadline, pause = secrets.token_hex(8), time.monotonic() + JOIN_SECONDS, 0.01
+    if rank == 0:
+        store.set('start', own)
+    missing = list(range(1, size)) if rank == 0 else [0]
+    while missing:
+        if time.monotonic() > deadline:
+            names = ', '.join(str(other) for other in missing[:8])
+            raise UserError(f'rank {rank}: rank(s) {names} did not start within {JOIN_SECONDS:.0f} s')
+        if rank == 0:
+            missing = [other for other in missing if not store.check([f'{own}/greeting/{other}'])]
+        elif store.check(['start']):
+            start = store.get('start').decode()
+            store.set(f'{start}/greeting/{rank}', own)
+            answer = f'{start}/answer/{rank}'
+            if store.check([answer]) and store.get(answer).decode() == own:
+                return start
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.5)
+    for other in range(1, size):
+        store.set(f'{own}/answer/{other}', store.get(f'{own}/greeting/{other}'))
+    return own
+
+
+def run(
+    function: Callable[[Communicator], None], device_type: str, *, ranks: int = 1, timeout: float = TIMEOUT_SECONDS
+) -> None:
     """Call `function(communicator)` in every rank: here, in spawned processes, or in torchrun's.
 
     `function` must be picklable when ranks > 1. A UserError of any rank is raised here, the other
-    ranks are ended. Raises UserError when torchrun's number of ranks differs from `ranks`.
+    ranks are ended; so are all when a rank dies, or gets no further for `timeout` seconds, with rank and phase in the
+    message. Raises UserError when torchrun's number of ranks differs from `ranks`.
     """
     started = torchrun_ranks()
     if started is not None:
         rank, size, local_rank = started
         if size != ranks:
             raise UserError(f'--gpus: torchrun started {size} ranks but {ranks} were asked for; pass --gpus={size}')
-        with process_group(device_type, rank=rank, size=size, local_rank=local_rank, init_method='env://') as group:
-            function(group)
+        store, _, _ = next(torch.distributed.rendezvous('env://', timeout=datetime.timedelta(seconds=JOIN_SECONDS)))
+        with process_group(
+            store, device_type, rank=rank, size=size, local_rank=local_rank, timeout=timeout
+        ) as communicator:
+            _end_by_exception(communicator.progress)
+            function(communicator)
     elif ranks == 1:
-        function(Communicator(torch.device(device_type)))
+        communicator = Communicator(torch.device(device_type))
+        watched = Watch(watch.local_store(), rank=0, size=1, progress=communicator.progress, timeout=timeout)
+        with watched.running():
+            function(communicator)
     else:
-        _spawn(function, device_type, ranks)
+        _spawn(function, device_type, ranks, timeout)
 
 
-def _spawn(function: Callable[[Communicator], None], device_type: str, ranks: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        context = torch.multiprocessing.start_processes(
-            _spawned, args=(function, device_type, ranks, folder), nprocs=ranks, join=False, start_method='spawn'
-        )
-        assert context is not None
-        try:
-            while not context.join():
-                pass
-        except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException) as error:
-            messages = sorted(Path(folder).glob('error-*.txt'))
-            if messages:
-                raise UserError(messages[0].read_text()) from None
-            if isinstance(error, torch.multiprocessing.ProcessExitedException):
-                reason = error.signal_name or f'exit status {error.exit_code}'
-                raise UserError(f'rank {error.error_index} ended by {reason} (out of memory?)') from None
-            raise
+def _end_by_exception(progress: Progress) -> None:
+    """Have SIGTERM, by which torchrun ends the ranks of a group that lost one, raise in the main thread: it tells
+    which rank was where before it ends."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not progress.ending:
+            raise LostConnectionError('ended by SIGTERM, as launchers do')
+
+    signal.signal(signal.SIGTERM, end)
 
 
-def _spawned(index: int, function: Callable[[Communicator], None], device_type: str, ranks: int, folder: str) -> None:
+def _spawn(function: Callable[[Communicator], None], device_type: str, ranks: int, timeout: float) -> None:
+    store = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    context: Any = multiprocessing.get_context(START_METHOD)
+    processes: list[BaseProcess] = [
+        context.Process(target=_spawned, args=(index, function, device_type, ranks, store.port, timeout), daemon=False)
+        for index in range(ranks)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        alive = dict(enumerate(processes))
+        while alive:
+            multiprocessing.connection.wait([process.sentinel for process in alive.values()])
+            for rank, process in list(alive.items()):
+                if not process.is_alive():
+                    del alive[rank]
+                    _check_end(store, rank, process.exitcode)
+    finally:
+        _end_all(processes)
+
+
+def _check_end(store: Any, rank: int, status: int | None) -> None:
+    """UserError unless a rank came to its end."""
+    start = store.get('start').decode() if store.check(['start']) else 'none'
+    board = torch.distributed.PrefixStore(f'{start}/watch', store)
+    if status == 0 and watch.has_finished(board, rank):
+        return
+    said = watch.verdict(board) if status == 1 else None
+    if said is not None:
+        raise UserError(said)
+    if status is not None and status < 0:
+        hint = ' (out of memory?)' if -status == signal.SIGKILL else ''
+        how = f'{signal.Signals(-status).name}{hint}'
+    else:
+        how = f'exit status {status} before its work was done'
+    raise UserError(f'rank {rank} ended by {how} in {watch.last_phase(board, rank)}')
+
+
+def _end_all(processes: Sequence[BaseProcess]) -> None:
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join(GRACE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _spawned(
+    index: int, function: Callable[[Communicator], None], device_type: str, ranks: int, port: int, timeout: float
+) -> None:
     _die_with_parent()
     limit_threads(ranks)
-    method = (Path(folder) / 'rendezvous').as_uri()
-    try:
-        with process_group(device_type, rank=index, size=ranks, local_rank=index, init_method=method) as group:
-            function(group)
-    except UserError as error:
-        (Path(folder) / f'error-{index}.txt').write_text(str(error))
-        raise
+    store = torch.distributed.TCPStore('127.0.0.1', port, is_master=False)
+    with process_group(
+        store, device_type, rank=index, size=ranks, local_rank=index, timeout=timeout, quiet=True
+    ) as communicator:
+        function(communicator)
 
 
 def _die_with_parent() -> None:

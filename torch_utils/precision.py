@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dnnlib.errors import UserError
 from torch_utils.ops import library
 
 NAMES = ('fp32', 'bf16', 'fp16')
 CHOICES = ('auto', *NAMES)
+MAX_SCALE = 2.0**16  # where a loss scale starts; the largest float16 is just below
+GROWTH_STEPS = 2000
 _TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -34,8 +37,51 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=_TYPES[self.name])
 
+    @property
+    def needs_scaling(self) -> bool:
+        """Whether small gradients vanish in it, so that training multiplies its losses (LossScale)."""
+        return self.name == 'fp16'
+
     def __str__(self) -> str:
         return f'{self.name} ({self.reason})'
+
+
+class LossScale:
+    """The factor on a loss that keeps fp16 gradients within range: halved when they overflow, doubled after
+    `GROWTH_STEPS` good steps. A power of two, so undoing it is exact. Inactive: 1, and never changed."""
+
+    def __init__(self, *, active: bool) -> None:
+        self.active = active
+        self.value = MAX_SCALE if active else 1.0
+        self.good_steps = 0  # since the last change
+
+    def undo_(self, gradients: Sequence[Tensor]) -> None:
+        """Gradients of the scaled loss -> of the loss, in place."""
+        if self.value != 1:
+            torch._foreach_mul_(list(gradients), 1 / self.value)
+
+    def grow(self) -> None:
+        """After a good step."""
+        self.good_steps += 1
+        if self.active and self.good_steps >= GROWTH_STEPS:
+            self.value, self.good_steps = min(self.value * 2, MAX_SCALE), 0
+
+    def shrink(self) -> bool:
+        """After gradients that are not finite; False if the scale cannot be the cause."""
+        self.good_steps = 0
+        if self.value == 1:
+            return False
+        self.value /= 2
+        return True
+
+    def state(self) -> dict[str, float]:
+        """For resuming."""
+        return {'value': self.value, 'good_steps': self.good_steps}
+
+    def load_state(self, state: Mapping[str, float] | None) -> None:
+        """Continue from `state()`; None (a state of a version without scales) starts afresh."""
+        if self.active and state is not None:
+            self.value, self.good_steps = float(state['value']), int(state['good_steps'])
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

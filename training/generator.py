@@ -67,6 +67,9 @@ class Rendering:
     features: Tensor  # [N, C, r, r]
 
 
+# Stages that can be recomputed in the backward pass (training/recompute.py).
+STAGES = ('texture', 'static', 'teeth', 'blending', 'volume', 'superres')
+
 Method = TypeVar('Method', bound=Callable[..., Any])
 
 
@@ -92,7 +95,7 @@ class Generator(nn.Module):
         self.template = template
         self.precision: Precision | None = None  # None: as the caller's autocast says
         self.render_resolution = config.render_resolution  # what render() takes for None; smaller early in a fade
-        self.checkpoint = False  # recompute stages in the backward pass instead of keeping their inner tensors
+        self.checkpoint: frozenset[str] = frozenset()  # of STAGES: recomputed in the backward pass, not kept
         self.num_half = num_synthesis_ws(config.plane_resolution)
         self.num_ws = 2 * self.num_half  # the first half: static, teeth, blending, super-resolution; the last: texture
         self.mapping = MappingNetwork(
@@ -132,8 +135,8 @@ class Generator(nn.Module):
         """Neural texture and static planes; rng None uses the constant noise buffers."""
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.config.w_dim):
             raise ValueError(f'ws: expected [N, {self.num_ws}, {self.config.w_dim}], got {list(ws.shape)}')
-        texture = self._stage(self.texture, ws[:, self.num_half :], rng=rng)
-        static = None if self.static is None else self._stage(self.static, ws[:, : self.num_half], rng=rng)
+        texture = self._stage('texture', self.texture, ws[:, self.num_half :], rng=rng)
+        static = None if self.static is None else self._stage('static', self.static, ws[:, : self.num_half], rng=rng)
         return Identity(texture, static, ws)
 
     @_in_precision
@@ -145,8 +148,8 @@ class Generator(nn.Module):
             rasterized = self.rasterizer(identity.texture, head)
         features, ws = rasterized.features, identity.ws[:, : self.num_half]
         if self.teeth is not None and self.blending is not None:
-            completed = self._stage(self.teeth, features, rasterized.landmarks, ws, rng=rng)
-            finished = self._stage(self.blending, completed.planes, completed.mouth, ws, rng=rng)
+            completed = self._stage('teeth', self.teeth, features, rasterized.landmarks, ws, rng=rng)
+            finished = self._stage('blending', self.blending, completed.planes, completed.mouth, ws, rng=rng)
             features = torch.cat([finished, features[:, finished.shape[1] :]], dim=1)
         if identity.static_planes is not None:
             features = blend(features, identity.static_planes, rasterized.alpha)
@@ -161,18 +164,18 @@ class Generator(nn.Module):
         with full_precision(planes.features):
             origins, directions = rays(label, size)
             march = functools.partial(self.renderer, decoder=self.decoder)
-            traced = self._stage(march, planes.features, origins, directions, rng=rng)
+            traced = self._stage('volume', march, planes.features, origins, directions, rng=rng)
         features, depth, weights = (
             t.transpose(1, 2).reshape(t.shape[0], -1, size, size)
             for t in (traced.features, traced.depth, traced.weights)
         )
         image_raw = features[:, :3]
-        image = self._stage(self.superres, features, image_raw, planes.ws[:, : self.num_half])
+        image = self._stage('superres', self.superres, features, image_raw, planes.ws[:, : self.num_half])
         return Rendering(image, image_raw, depth, weights, features)
 
-    def _stage(self, stage: Callable[..., Any], *inputs: Any, rng: torch.Generator | None = None) -> Any:
-        options = {} if stage is self.superres else {'rng': rng}  # it alone draws nothing
-        if self.checkpoint and torch.is_grad_enabled():
+    def _stage(self, name: str, stage: Callable[..., Any], *inputs: Any, rng: torch.Generator | None = None) -> Any:
+        options = {} if name == 'superres' else {'rng': rng}  # it alone draws nothing
+        if name in self.checkpoint and torch.is_grad_enabled():
             return recomputed(stage, *inputs, **options)
         return stage(*inputs, **options)
 

@@ -30,8 +30,9 @@ def normalize_2nd_moment(x: torch.Tensor, *, eps: float = 1e-8) -> torch.Tensor:
 
 def full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager:
     """Suspends autocast on the device of x: styles, latents and logits stay in fp32 under --precision=bf16."""
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
+    device = conv2d.autocast_device(x)
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
 

@@ -15,21 +15,22 @@ from torch import Tensor
 
 from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
-from torch_utils.ops import library
 from torch_utils.stats import Stats
 from training.bad_images import BadImages
+from training.batch_fit import fit_batch_gpu, memory_explained
 from training.checkpoint import NETWORKS, Info, Snapshot, snapshot_name
 from training.conditions import label_width
 from training.config import TrainConfig
 from training.dataset import HeadDataset
+from training.dry_run import dry_run, warm_start
 from training.grids import GridSource, write_png
-from training.reporting import Reporter, Tick, measure_memory, memory, progress_bar, timed
+from training.ranks import build_ops, check_shared, open_rank_log
+from training.reporting import Reporter, Tick, measure_memory, progress_bar, timed
 from training.run_dataset import open_dataset
 from training.run_directory import RunDirectory, exclusive
 from training.sampler import explained_workers
 from training.snapshots import BackgroundWriter, fingerprint, resume_point, write_files
-from training.trainer import DivergedError, Trainer
-from training.warm_start import start_from
+from training.trainer import MAX_SKIPPED_STEPS, DivergedError, Trainer
 
 # names, generator=, dataset=, communicator=, images_seen= -> one JSON-able result with 'metric' and 'value' a name;
 # collective. Given by the caller because metrics lie beside training, not below it.
@@ -44,7 +45,8 @@ class RunOptions:
     workers: int = 0
     head_model: str | None = None  # the user's FLAME file, for datasets of FLAME parameters
     dry_run: bool = False
-    checkpoint: bool = False  # recompute the generator's stages in the backward pass instead of keeping them
+    checkpoint: frozenset[str] = frozenset()  # stages of the generator to recompute in the backward pass, not to keep
+    max_skipped: int = MAX_SKIPPED_STEPS  # steps with non-finite gradients in a row that end the run
     keep: int | None = None  # network snapshots and states; None: every snapshot and two states
     override_config: bool = False  # go on although the config changed
 
@@ -56,12 +58,14 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
     """
     if communicator.device.type == 'cpu':
         keep_freed_memory()
-    if communicator.is_main:
-        library.use_native(communicator.device)  # built by one rank, before any collective
-    communicator.barrier()
+    build_ops(communicator)
     dataset = open_dataset(config, head_model=options.head_model)
+    if config.batch_gpu is None:
+        config, why = fit_batch_gpu(communicator, config, dataset, checkpoint=options.checkpoint)
+        if communicator.is_main:
+            print(why, flush=True)
     if options.dry_run:
-        _dry_run(communicator, config, dataset, checkpoint=options.checkpoint)
+        dry_run(communicator, config, dataset, checkpoint=options.checkpoint)
         return
     with contextlib.ExitStack() as stack:
         directory = None
@@ -70,7 +74,8 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
             stack.enter_context(exclusive(directory.path))
             directory.check_options(config, override=options.override_config)
             stack.callback(directory.close)
-        communicator.barrier()
+        check_shared(communicator, Path(options.outdir))
+        open_rank_log(communicator, Path(options.outdir))
         writer = stack.enter_context(BackgroundWriter())
         run = Run(communicator, config, options=options, dataset=dataset, directory=directory, evaluate=evaluate)
         run.run(writer)
@@ -83,29 +88,6 @@ def prepare(config: TrainConfig, *, head_model: str | None = None) -> TrainConfi
     if judge.label_dim < 0:
         judge = dataclasses.replace(judge, label_dim=label_width(dataset))
     return dataclasses.replace(config, head_model=dataset.head_model.name, discriminator=judge)
-
-
-def _dry_run(communicator: Communicator, config: TrainConfig, dataset: HeadDataset, *, checkpoint: bool) -> None:
-    """One real step on all ranks; writes nothing."""
-    trainer = Trainer(config, dataset=dataset, communicator=communicator, stats=Stats())
-    trainer.generator.checkpoint = checkpoint
-    warm_start(trainer, config)
-    started = time.perf_counter()
-    trainer.step(next(trainer.loader()))
-    numbers = trainer.stats.collect(communicator)
-    if communicator.is_main:
-        names = ('Loss/G/loss', 'Loss/D/loss')
-        losses = ', '.join(f'{name} {numbers[name].mean:.4f}' for name in names)
-        seconds = time.perf_counter() - started
-        print(f'dry run: one step of {config.batch} images in {seconds:.1f} s, {losses}, {memory(communicator)}')
-
-
-def warm_start(trainer: Trainer, config: TrainConfig) -> list[str]:
-    """Copy what fits from the file `config.resume`; lines for the log. UserError if nothing fits."""
-    if config.resume is None:
-        return []
-    modules = {'G': trainer.generator, 'D': trainer.discriminator, 'G_ema': trainer.average}
-    return start_from(config.resume, modules, config)
 
 
 class Run:
@@ -124,7 +106,9 @@ class Run:
         self.communicator, self.config, self.options = communicator, config, options
         self.dataset, self.directory, self.evaluate = dataset, directory, evaluate
         self.stats = Stats()
-        self.trainer = Trainer(config, dataset=dataset, communicator=communicator, stats=self.stats)
+        self.trainer = Trainer(
+            config, dataset=dataset, communicator=communicator, stats=self.stats, max_skipped=options.max_skipped
+        )
         self.trainer.generator.checkpoint = options.checkpoint
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.grid = GridSource(config, dataset, device=communicator.device)
@@ -204,11 +188,15 @@ class Run:
     def _step(self, loader: Any) -> None:
         self._collect()
         try:
-            self.trainer.step(next(loader))
+            with memory_explained(self.communicator, self.config):
+                self.trainer.step(next(loader))
         except DivergedError:
             self._write(self.trainer.networks(), state=None)
             self._end_together()
             raise
+        finally:
+            while self.trainer.notices:
+                self._log(self.trainer.notices.pop(0))
 
     def _end_together(self) -> None:
         """For errors that all ranks meet at once: rank 0's files come first, the others' end would cut them short."""
@@ -218,6 +206,7 @@ class Run:
     # Ticks.
 
     def _tick(self, number: int, *, done: bool) -> None:
+        self.communicator.progress.enter('tick')
         now, seen = time.perf_counter(), self.trainer.images_seen
         tick = Tick(
             number=number,
@@ -268,6 +257,7 @@ class Run:
         except BaseException:
             self._write(self.trainer.networks(), state=None)
             raise
+        self.communicator.progress.enter('snapshot')
         state = self.trainer.state()
         self._write({name: state[name] for name in NETWORKS}, state=state)
         if self.reporter is not None:
@@ -277,6 +267,7 @@ class Run:
         if not self.config.metrics:
             return
         seen = self.trainer.images_seen
+        self.communicator.progress.enter('metrics')
         results = self.evaluate(
             self.config.metrics,
             generator=self.trainer.average,

@@ -1,23 +1,34 @@
-"""A network with its optimizer, and the optimizer's state by the names of the parameters."""
+"""A network in play: its trained parameters, optimizer, loss scale, and what is wrong with its gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from dnnlib.errors import UserError
+from torch_utils.precision import LossScale
 from training.config import TrainConfig
 
 _ADAM_STATE = {'step', 'exp_avg', 'exp_avg_sq'}
 
 
 class Player:
-    """One network with its optimizer; `interval` is its lazy regularizer's (0: none)."""
+    """One network with its optimizer; `interval` is its lazy regularizer's (0: none), `scaled` for fp16."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig, *, lr: float, interval: int, frozen: set[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        *,
+        lr: float,
+        interval: int,
+        frozen: Collection[str] = (),
+        scaled: bool = False,
+    ) -> None:
         self.network = network
+        self.scale = LossScale(active=scaled)
         trained = {name: value for name, value in network.named_parameters() if name not in frozen}
         self.names, self.parameters = list(trained), list(trained.values())
         # The regularizer's steps come on top, so learning rate and momenta shrink to match (StyleGAN2).
@@ -28,6 +39,24 @@ class Player:
     def requires_grad(self, wanted: bool) -> None:
         for parameter in self.parameters:
             parameter.requires_grad_(wanted)
+
+    def non_finite(self) -> dict[str, float]:
+        """Sub-networks (direct children) with gradients that are not finite, and their share of its numbers.
+
+        In the order of the backward pass: the first is where it began, since it spreads from the loss towards the
+        input. Where only their squares overflow, every sub-network with gradients is named, with share 0.
+        """
+        found, present = {}, {}
+        for name, child in reversed(list(self.network.named_children())):
+            gradients = [parameter.grad for parameter in child.parameters() if parameter.grad is not None]
+            if not gradients:
+                continue
+            count = sum(gradient.numel() for gradient in gradients)
+            bad = sum(int(torch.count_nonzero(~gradient.isfinite())) for gradient in gradients)
+            present[name] = 0.0
+            if bad:
+                found[name] = bad / count
+        return found or present
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The optimizer's tensors on the CPU, by parameter name."""

@@ -33,7 +33,7 @@ from training.player import Player
 from training.sampler import BatchPlan, MicroBatchIndices, load_micro_batches
 
 ADA_INTERVAL = 4  # steps between changes of the augmentation probability
-MAX_SKIPPED_STEPS = 10  # in a row, before the run is given up
+MAX_SKIPPED_STEPS = 10  # in a row, before the run is given up, unless told otherwise
 
 
 class DivergedError(UserError):
@@ -51,8 +51,17 @@ class RealBatch:
 class Trainer:
     """The state of a run and the step that advances it; the same on every rank but for the data it sees."""
 
-    def __init__(self, config: TrainConfig, *, dataset: HeadImages, communicator: Communicator, stats: Stats) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        dataset: HeadImages,
+        communicator: Communicator,
+        stats: Stats,
+        max_skipped: int = MAX_SKIPPED_STEPS,
+    ) -> None:
         assert config.batch_gpu is not None
+        self.max_skipped = max_skipped
         self.config, self.dataset, self.communicator, self.stats = config, dataset, communicator, stats
         self.device = communicator.device
         self.precision = choose_precision(config.precision, self.device)
@@ -68,14 +77,18 @@ class Trainer:
         loss, density = config.loss, config.loss.density_weight > 0
         self.density_interval = loss.density_interval if density else 0
         self.r1_interval = loss.r1_interval if loss.r1_gamma > 0 else 0
-        frozen = self.discriminator.first_layers(config.freeze_d)
-        self.g = Player(self.generator, config, lr=config.g_lr, interval=self.density_interval, frozen=set())
-        self.d = Player(self.discriminator, config, lr=config.d_lr, interval=self.r1_interval, frozen=frozen)
+        frozen, scaled = self.discriminator.first_layers(config.freeze_d), self.precision.needs_scaling
+        self.g = Player(self.generator, config, lr=config.g_lr, interval=self.density_interval, scaled=scaled)
+        self.d = Player(
+            self.discriminator, config, lr=config.d_lr, interval=self.r1_interval, frozen=frozen, scaled=scaled
+        )
         self.discriminator.requires_grad_(False)
         augment = Augment(camera=config.augment_camera) if config.augment != 'none' else None
         self.loss = GanLoss(self.generator, self.discriminator, config=loss, augment=augment)
         self.images_seen = 0
         self.skipped_in_row = 0
+        self.skipped = 0  # steps of the whole run
+        self.notices: list[str] = []  # what happened, for the log; emptied by its reader
         self.augment_probability = config.augment_p if config.augment == 'fixed' else 0.0
         self.replaced_rows: list[int] = []  # of the dataset, on this rank: images that were not readable
         self.signs = torch.zeros(2, device=self.device)  # sum and number of signs of real logits
@@ -96,6 +109,7 @@ class Trainer:
         )
         batches = load_micro_batches(self.dataset, order, workers=workers, pin_memory=self.device.type != 'cpu')
         while True:
+            self.communicator.progress.enter('data')
             step = []
             for indices, images, replaced in itertools.islice(batches, self.plan.rounds):
                 self.replaced_rows += replaced
@@ -228,31 +242,50 @@ class Trainer:
 
         A step with non-finite gradients is skipped, counted and reported. True if the step was made.
         """
+        self.communicator.progress.enter(phase)
         player.optimizer.zero_grad(set_to_none=True)
         for turn, micro in enumerate(self.plan.micro_batches(self.communicator.rank)):
             with self.precision.context():
                 value = loss(turn, micro)
-            (value / self.plan.rounds).backward()
+            (value * player.scale.value / self.plan.rounds).backward()
+            self.communicator.progress.beat()
         gradients = [parameter.grad for parameter in player.parameters if parameter.grad is not None]
         self.communicator.mean_(gradients)
+        player.scale.undo_(gradients)
         norm = float(nn.utils.get_total_norm(gradients))
         finite = math.isfinite(norm)
         self.stats.report(f'Gradient/{phase}/skipped', 0.0 if finite else 1.0)
+        if player.scale.active:
+            self.stats.report(f'Gradient/{phase}/scale', player.scale.value)
         if not finite:
-            self._skip(phase)
+            self._skip(phase, player)
             return False
         self.stats.report(f'Gradient/{phase}/norm', norm)
         report_gradients(self.stats, phase, player.network)
         self.skipped_in_row = 0
+        player.scale.grow()
         player.optimizer.step()
         return True
 
-    def _skip(self, phase: str) -> None:
+    def _skip(self, phase: str, player: Player) -> None:
+        """Report what is not finite, by sub-network; DivergedError after too many in a row."""
+        bad = player.non_finite()
+        for part, share in bad.items():
+            self.stats.report(f'Gradient/{phase}/nonfinite/{part}', share)
+        first, *others = bad
+        then = f', then {", ".join(others)}' if others else ''
+        where = f'first in {first} ({bad[first]:.2%} of its numbers){then}'
+        kimg = f'kimg {self.images_seen / 1000:.3f}'
+        self.skipped += 1
+        if player.scale.shrink():
+            self.notices.append(f'{phase}: overflow at {kimg}, {where}; skipped, loss scale now {player.scale.value:g}')
+            return
         self.skipped_in_row += 1
-        if self.skipped_in_row >= MAX_SKIPPED_STEPS:
+        self.notices.append(f'{phase}: non-finite gradients at {kimg}, {where}; step skipped')
+        if self.skipped_in_row >= self.max_skipped:
             raise DivergedError(
-                f'{phase}: {self.skipped_in_row} steps in a row had non-finite gradients at kimg '
-                f'{self.images_seen / 1000:.1f}; lower the learning rate, raise --gamma, or use --precision=fp32'
+                f'{phase}: {self.skipped_in_row} steps in a row had non-finite gradients at {kimg}, {where}; '
+                'lower the learning rate, raise --gamma, or use --precision=fp32'
             )
 
     def _adapt(self) -> None:
@@ -283,6 +316,9 @@ class Trainer:
             'counters': {
                 'images_seen': self.images_seen,
                 'skipped_in_row': self.skipped_in_row,
+                'skipped': self.skipped,
+                'loss_scale_G': self.g.scale.state(),
+                'loss_scale_D': self.d.scale.state(),
                 'augment_probability': self.augment_probability,
             },
             'signs': self.communicator.sum_(self.signs.clone()).cpu(),
@@ -299,6 +335,9 @@ class Trainer:
             counters = state['counters']
             self.images_seen = int(counters['images_seen'])
             self.skipped_in_row = int(counters['skipped_in_row'])
+            self.skipped = int(counters.get('skipped', 0))
+            self.g.scale.load_state(counters.get('loss_scale_G'))
+            self.d.scale.load_state(counters.get('loss_scale_D'))
             if self.config.augment == 'ada':
                 self.augment_probability = float(counters['augment_probability'])
             self._follow_schedule()

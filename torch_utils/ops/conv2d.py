@@ -96,6 +96,11 @@ def own_gradients(*inputs: torch.Tensor) -> bool:
     return recorded and inputs[0].device.type == 'cpu' and library.use_native(inputs[0].device)
 
 
+def autocast_device(x: torch.Tensor) -> str:
+    """The device type whose autocast decides; tensors without data (meta) stand for the CPU's."""
+    return 'cpu' if x.device.type == 'meta' else x.device.type
+
+
 def autocast(x: torch.Tensor) -> torch.Tensor:
     """x in the type that torch.autocast would give a convolution."""
     return x.to(compute_type(x))
@@ -103,14 +108,14 @@ def autocast(x: torch.Tensor) -> torch.Tensor:
 
 def compute_type(x: torch.Tensor) -> torch.dtype:
     """The type that torch.autocast would give a convolution of x."""
-    device = x.device.type
+    device = autocast_device(x)
     known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if known and x.dtype != torch.float64 else x.dtype
 
 
 def as_given(x: torch.Tensor) -> contextlib.AbstractContextManager:
     """No autocast: gradients are computed in the type of the forward pass, wherever they are asked for."""
-    device = x.device.type
+    device = autocast_device(x)
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
