@@ -27,6 +27,7 @@ from training.conditions import Conditions, ConditionSource, HeadImages
 from training.config import TrainConfig
 from training.discriminator import DualDiscriminator
 from training.ema import ema_beta, update_ema
+from training.freezing import frozen_generator_parameters
 from training.generator import Generator
 from training.layers import Conv2d
 from training.loss import GanLoss, Latents, Schedule
@@ -59,6 +60,8 @@ class Player:
     def __init__(self, network: nn.Module, config: TrainConfig, *, lr: float, interval: int, frozen: set[str]) -> None:
         self.network = network
         self.parameters = [value for name, value in network.named_parameters() if name not in frozen]
+        for name in frozen:
+            network.get_parameter(name).requires_grad_(False)
         # The regularizer's steps come on top, so learning rate and momenta shrink to match (StyleGAN2).
         ratio = interval / (interval + 1) if interval else 1.0
         betas = (config.adam_beta1**ratio, config.adam_beta2**ratio)
@@ -105,7 +108,8 @@ class Trainer:
         self.density_interval = loss.density_interval if density else 0
         self.r1_interval = loss.r1_interval if loss.r1_gamma > 0 else 0
         frozen = frozen_parameters(self.discriminator, config.freeze_d)
-        self.g = Player(self.generator, config, lr=config.g_lr, interval=self.density_interval, frozen=set())
+        fixed = frozen_generator_parameters(self.generator, config.freeze_g)
+        self.g = Player(self.generator, config, lr=config.g_lr, interval=self.density_interval, frozen=fixed)
         self.d = Player(self.discriminator, config, lr=config.d_lr, interval=self.r1_interval, frozen=frozen)
         self.discriminator.requires_grad_(False)
         self.loss = GanLoss(
