@@ -41,6 +41,7 @@ class Info:
     head_model: str  # name of the dataset's head model, and the hash of its data
     head_model_hash: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    stylization: dict[str, Any] = dataclasses.field(default_factory=dict)  # how another network became this one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

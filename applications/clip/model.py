@@ -66,7 +66,7 @@ class OpenClip:
         try:
             model = open_clip.create_model(name, pretrained=tag or None)
             self.tokenizer: Any = open_clip.get_tokenizer(name)
-        except Exception as error:  # noqa: BLE001 - whatever a foreign package raises for a name or a download
+        except Exception as error:  # a foreign package: an unknown name, a failed download
             raise UserError(f'--clip=open_clip:{name}:{tag}: {" ".join(str(error).split())[:200]}') from error
         self.model = model.to(device).eval().requires_grad_(False)
         size = self.model.visual.image_size

@@ -21,7 +21,6 @@ from torch_utils.rng import stream
 from training.freezing import frozen_generator_parameters, last_output_layers
 from training.generator import Generator
 from training.stylegan2 import SynthesisBlock, block_ws
-from training.superres import SuperResolution
 
 LATENT_RATE = 0.01  # of the steps in w that choose layers (NADA)
 LATENT_BATCH = 8
@@ -57,7 +56,7 @@ class ClipStylizer:
         self.generator.checkpoint = options.checkpoint
         frozen = frozen_generator_parameters(self.generator, options.freeze)
         self.trained = {name: value for name, value in self.generator.named_parameters() if name not in frozen}
-        self.optimizer = torch.optim.Adam(self.trained.values(), lr=options.lr, betas=(0.0, 0.99))
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=options.lr, betas=(0.0, 0.99), fused=True)
         self.layers = modulated_layers(self.generator)
 
     def step(self, number: int) -> Terms:
@@ -124,13 +123,15 @@ def modulated_layers(generator: Generator) -> dict[str, int]:
     for name, block in generator.named_modules():
         if not isinstance(block, SynthesisBlock):
             continue
-        start = block_ws(block.resolution).start
-        rows = [start] if block.in_channels == 0 else [start, start + 1]
+        first = block_ws(block.resolution).start
         if name.startswith('texture.'):
-            rows = [row + generator.num_half for row in rows]
-        elif isinstance(generator.get_submodule(name.rpartition('.')[0]), SuperResolution):
-            rows = [generator.num_half - 1] * 2
-        layers |= zip([f'{name}.conv1.'] if block.in_channels == 0 else [f'{name}.conv0.', f'{name}.conv1.'], rows)
+            first += generator.num_half
+        if block.in_channels == 0:
+            layers[f'{name}.conv1.'] = first
+            continue
+        for index in range(2):
+            row = generator.num_half - 1 if name.startswith('superres.') else first + index
+            layers[f'{name}.conv{index}.'] = row
     return layers
 
 

@@ -52,9 +52,7 @@ class Survival:
 
 
 @torch.no_grad()
-def measure_survival(
-    source: Generator, stylized: Generator, scenes: SceneSource, *, seed: int, count: int = SCENES
-) -> Survival:
+def measure_survival(source: Generator, stylized: Generator, scenes: SceneSource, *, seed: int, count: int) -> Survival:
     """Compare two networks of one architecture; both on the same device."""
     device = next(source.parameters()).device
     depths: list[Tensor] = []
