@@ -20,7 +20,7 @@ from dnnlib.files import atomic_write
 from torch_utils.rng import stream
 from training.freezing import frozen_generator_parameters, last_output_layers
 from training.generator import Generator
-from training.stylegan2 import SynthesisBlock, block_ws
+from training.layer_rows import modulated_layers
 
 LATENT_RATE = 0.01  # of the steps in w that choose layers (NADA)
 LATENT_BATCH = 8
@@ -115,24 +115,6 @@ class ClipStylizer:
         best = set(moved.topk(min(self.options.auto_layers, len(moved))).indices.tolist())
         prefixes = tuple(prefix for prefix, row in self.layers.items() if row in best)
         return {name for name in self.trained if name.startswith((*prefixes, *last_output_layers(self.generator)))}
-
-
-def modulated_layers(generator: Generator) -> dict[str, int]:
-    """The row of ws [num_ws] that each modulated 3x3 convolution reads, by the prefix of its parameters' names."""
-    layers: dict[str, int] = {}
-    for name, block in generator.named_modules():
-        if not isinstance(block, SynthesisBlock):
-            continue
-        first = block_ws(block.resolution).start
-        if name.startswith('texture.'):
-            first += generator.num_half
-        if block.in_channels == 0:
-            layers[f'{name}.conv1.'] = first
-            continue
-        for index in range(2):
-            row = generator.num_half - 1 if name.startswith('superres.') else first + index
-            layers[f'{name}.conv{index}.'] = row
-    return layers
 
 
 def stylize_by_clip(
