@@ -30,6 +30,13 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list, precision_opti
     '--index', type=click.IntRange(min=0), default=0, show_default=True, help='Item of --data or row of --head.'
 )
 @click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.')
+@click.option(
+    '--direction',
+    'directions',
+    multiple=True,
+    metavar='FILE:INDEX[:STRENGTH]',
+    help='Move latents along a direction of latents.py; may be repeated.',
+)
 @click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
 @click.option(
     '--shapes/--no-shapes', default=False, help='Also write a surface (.ply) and a density grid (.mrc) a seed.'
@@ -58,6 +65,7 @@ def main(
     data: str | None,
     index: int,
     expressions: tuple[str, ...],
+    directions: tuple[str, ...],
     head_model: str | None,
     shapes: bool,
     shape_res: int,
@@ -78,6 +86,7 @@ def main(
     yaw_values = parse_float_list(yaws, option='--yaws')
     pitch_values = parse_float_list(pitches, option='--pitches')
 
+    from applications.directions import direction_shift
     from applications.heads import HeadChoice, choose_head
     from applications.samples import CameraRig, SampleOptions, view_labels, write_samples
     from torch_utils.devices import choose_device
@@ -105,6 +114,7 @@ def main(
         rig=rig,
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
+        shift=direction_shift(directions, loaded.generator),
         shape_resolution=shape_res if shapes else None,
         shape_level=shape_level,
     )

@@ -30,6 +30,13 @@ from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_opt
 @click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
 @click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@click.option(
+    '--direction',
+    'directions',
+    multiple=True,
+    metavar='FILE:INDEX[:STRENGTH]',
+    help='Move latents along a direction of latents.py; may be repeated.',
+)
 @click.option('--with-template', is_flag=True, help='Show the driven template mesh beside the grid.')
 @click.option(
     '--scale', type=click.IntRange(min=1), help='Enlarge cells by this factor. Default: to 256 pixels or more.'
@@ -56,6 +63,7 @@ def main(
     head_model: str | None,
     trunc: float,
     trunc_cutoff: int | None,
+    directions: tuple[str, ...],
     with_template: bool,
     scale: int | None,
     crf: int,
@@ -99,6 +107,7 @@ def main(
         head_model_path=head_model,
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
+        directions=directions,
         with_template=with_template,
         scale=scale,
         crf=crf,

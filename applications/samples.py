@@ -50,6 +50,7 @@ class SampleOptions:
     labels: Tensor  # [views, 25]
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
+    shift: Tensor | None = None  # [1, num_ws, w_dim] added to every ws (applications/directions.py)
     shape_resolution: int | None = None  # None: no shapes
     shape_level: float | None = None
     rig: CameraRig = CameraRig()  # where the camera stands that the latents are conditioned on
@@ -116,6 +117,7 @@ def write_samples(
             truncation_cutoff=options.truncation_cutoff,
             rig=options.rig,
         )
+        ws = ws if options.shift is None else ws + options.shift
         planes = generator.deform(generator.identity(ws), head)
         views = [generator.render(planes, label[None]) for label in labels]
         row = [view.image for view in views]

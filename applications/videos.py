@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from applications import images
+from applications.directions import direction_shift
 from applications.driving import DEFAULT_FRAMES, DriveOptions, drive_sequence, transfer
 from applications.heads import HeadChoice, choose_head, identity_coefficients, network_head_model
 from applications.samples import CameraRig, seed_latents
@@ -114,6 +115,7 @@ class VideoOptions:
     head_model_path: str | None = None
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
+    directions: tuple[str, ...] = ()  # as applications/directions.py reads them
     with_template: bool = False
     scale: int | None = None  # None: cells of at least 256 pixels, for small networks
     crf: int = 18  # 0 lossless, 51 worst
@@ -156,6 +158,8 @@ def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
         truncation_psi=options.truncation_psi,
         truncation_cutoff=options.truncation_cutoff,
     )
+    shift = direction_shift(options.directions, loaded.generator)
+    ws = ws if shift is None else ws + shift
     latents: Latents = StillLatents(ws)
     if interpolate:
         latents = LoopedLatents(ws.reshape(cells, -1, *ws.shape[1:]), frames=frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cases_outputs import tiny_generator, write_snapshot
 from click.testing import CliRunner
 from PIL import Image
 
+import gen_samples
 import latents
 from applications.directions import (
     direction_shift,
@@ -20,10 +22,14 @@ from applications.directions import (
     part_rows,
     save_directions,
 )
+from applications.images import to_array
 from applications.latent_sheets import View, interpolation_sheet, mixing_sheet, slerp, truncation_sheet
-from applications.samples import CameraRig
+from applications.samples import CameraRig, seed_latents
+from applications.videos import VideoOptions, plan_scene
+from training.checkpoint import load_generator
 from training.generator import Generator
 from training.head.makehuman import embedded_head
+from training.head.model import HeadInput
 from training.layer_rows import modulated_layers
 
 RIG = CameraRig()
@@ -146,6 +152,34 @@ def test_commands_write_their_sheets(network: Path, tmp_path: Path) -> None:
         with Image.open(tmp_path / f'{command}.png') as sheet:
             assert sheet.size == (columns * SIZE, rows * SIZE)
     assert not list(tmp_path.glob('.*.tmp'))
+
+
+def test_scripts_follow_a_direction(network: Path, generator: Generator, tmp_path: Path) -> None:
+    found = find_directions(generator, method='sefa', part='all', layers=None, count=1, rig=RIG)
+    save_directions(tmp_path / 'd.npz', found)
+    direction = f'--direction={tmp_path / "d.npz"}:0:3'
+    common = [f'--network={network}', f'--outdir={tmp_path}', '--seeds=0', '--yaws=0', '--device=cpu']
+    pictures = []
+    for options in ([], [direction]):
+        result = CliRunner().invoke(gen_samples.main, [*common, *options])
+        assert result.exit_code == 0, result.output
+        with Image.open(tmp_path / 'seed0000.png') as picture:
+            pictures.append(np.asarray(picture).astype(int))
+    expected = generator.identity(
+        seed_latents(generator, [0], truncation_psi=1, truncation_cutoff=None, rig=RIG) + found.shift(0, 3)
+    )
+    head = embedded_head().template
+    posed = HeadInput(head.vertices[None], head.landmarks(head.vertices[None]))
+    image = generator.render(generator.deform(expected, posed), RIG.front()).image[0]
+    assert np.abs(pictures[0] - pictures[1]).max() > 2
+    assert np.abs(pictures[1] - to_array(image.clamp(-1, 1))).max() <= 1
+    options = VideoOptions(seeds=(0,), output='x.mp4', columns=1, rows=1, motions=('still',))
+    loaded = load_generator(network)
+    ws = [
+        plan_scene(loaded, dataclasses.replace(options, directions=given)).latents.at(0)
+        for given in ((), (direction.removeprefix('--direction='),))
+    ]
+    torch.testing.assert_close(ws[1] - ws[0], found.shift(0, 3))
 
 
 def test_mistakes_are_one_line(network: Path, generator: Generator, tmp_path: Path) -> None:
