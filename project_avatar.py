@@ -98,16 +98,16 @@ def main(
     if bool(head) != bool(camera) or (head and len(image) != 1):
         raise UserError('--head, --camera: give both or none, with one --image')
 
-    from applications.avatars import AvatarOptions, Inputs, choose_objective, gather, make_avatar
+    from applications.avatars import AvatarOptions, Inputs, choose_objective, gather, make_avatar, open_folder
     from applications.inversion import InversionConfig
     from applications.inversion_losses import parse_weights
-    from dnnlib.files import make_output_folder
     from torch_utils.devices import choose_device
     from torch_utils.precision import choose_precision
     from training.checkpoint import ReleaseAssets, load_generator
 
     objective = choose_objective(perceptual, parse_weights(weights), device=choose_device(device))
-    make_output_folder(outdir)
+    options = AvatarOptions(outdir=outdir, network=network, preview_every=preview)
+    open_folder(options)
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
     chosen = choose_precision(precision, choose_device(device))
     loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
@@ -129,7 +129,6 @@ def main(
         plateau=plateau,
         seed=seed,
     )
-    options = AvatarOptions(outdir=outdir, network=network, preview_every=preview)
     make_avatar(loaded, pictures, objective, config, options, model=model, report=click.echo)
     click.echo(f'precision {chosen}')
 

@@ -127,9 +127,7 @@ def make_avatar(
     avatar.json (what was done and how well), sheet.png, preview.png, and pivot.npz after phase 1, with which the same
     command goes on after an interruption.
     """
-    folder = make_output_folder(options.outdir)
-    if same_file(options.network, folder / AVATAR_FILE):
-        raise UserError(f'--outdir {options.outdir}: --network is its {AVATAR_FILE}; choose another folder')
+    folder = open_folder(options)
     device = next(loaded.generator.parameters()).device
     template = cpu_template(loaded)
     views = [view_of(picture, template, background=objective.weights.background) for picture in pictures]
@@ -187,7 +185,7 @@ def describe(
 def read_pivot(path: Path, protocol: dict[str, Any]) -> Tensor | None:
     """The latent that an earlier run with the same protocol found, else None; tuning options may differ."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with open(path, 'rb') as handle, np.load(handle, allow_pickle=False) as data:
             ws, text = torch.from_numpy(data['ws']), str(data['protocol'])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -327,6 +325,10 @@ def known_head(pictures: Sequence[Picture], model: HeadModel | None) -> HeadMode
     return model
 
 
-def same_file(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
-    """Whether two paths are one file."""
-    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+def open_folder(options: AvatarOptions) -> Path:
+    """The folder of the results, writable; UserError if the network itself would be overwritten."""
+    folder = make_output_folder(options.outdir)
+    target = folder / AVATAR_FILE
+    if os.path.exists(options.network) and target.exists() and os.path.samefile(options.network, target):
+        raise UserError(f'--outdir {options.outdir}: --network is its {AVATAR_FILE}; choose another folder')
+    return folder

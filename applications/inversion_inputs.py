@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def photo_pictures(
     a picture that cannot be read or is too large, a face that `limits` refuse. With a folder none is left out silently.
     """
     photos = {path: _read(path) for path in _files(sources)}
-    faces = [_choose(path, detector.detect(photo), face) for path, photo in photos.items()]
+    faces = [choose_face(path, detector.detect(photo), face) for path, photo in photos.items()]
     offsets = landmark_offsets(detector.name, model.name)
     crops, fit = fit_and_crop(model, faces, offsets=offsets, framing=framing)
     if len(faces) > 1:  # one person: the mean of what each picture says of the shape, then all again with it
@@ -94,8 +95,10 @@ def _files(sources: Sequence[str]) -> list[Path]:
 def _read(path: Path) -> np.ndarray:
     """A photograph of a size that is sensible, uint8 [H, W, 3]."""
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # the limit here is MAX_MEGAPIXELS
+            with Image.open(path) as picture:
+                width, height = picture.size
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return load_photo(path)  # which says what is wrong
     except Image.DecompressionBombError as error:
@@ -104,10 +107,13 @@ def _read(path: Path) -> np.ndarray:
         raise UserError(
             f'{path}: {width} x {height} pixels; expected at most {MAX_MEGAPIXELS} megapixels, make it smaller'
         )
-    return load_photo(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        return load_photo(path)
 
 
-def _choose(path: Path, found: list[Face], wanted: str) -> Face:
+def choose_face(path: Path, found: list[Face], wanted: str) -> Face:
+    """The one of the faces found in a picture that `wanted` (FACES) means; UserError if that is not one."""
     faces = sorted((face for face in found if face.finite), key=lambda face: float(face.landmarks[:, 0].mean()))
     if not faces:
         raise UserError(f'{path}: no face found; expected a photograph of one face, large enough and not in profile')
