@@ -41,8 +41,9 @@ STEPS = click.IntRange(min=0)
     '--perceptual',
     default='auto',
     show_default=True,
-    help='Network of the perceptual loss: random, or lpips:FOLDER with your weights. auto: the best that is here.',
+    help='Network of the perceptual loss: embedded, random, lpips:FOLDER (your weights); auto: the first that is here.',
 )
+@click.option('--identity', default='auto', show_default=True, help='Of the identity loss: auto, embedded or none.')
 @click.option(
     '--weight',
     'weights',
@@ -73,6 +74,7 @@ def main(
     tuning_steps: int,
     plateau: float,
     perceptual: str,
+    identity: str,
     weights: tuple[str, ...],
     landmarker: str | None,
     head_model: str | None,
@@ -105,7 +107,7 @@ def main(
     from torch_utils.precision import choose_precision
     from training.checkpoint import ReleaseAssets, load_generator
 
-    objective = choose_objective(perceptual, parse_weights(weights), device=choose_device(device))
+    objective = choose_objective(perceptual, parse_weights(weights), identity=identity, device=choose_device(device))
     options = AvatarOptions(outdir=outdir, network=network, preview_every=preview)
     open_folder(options)
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)

@@ -43,6 +43,8 @@ from applications.preprocessing.detect import FaceDetector, MediaPipeDetector
 from applications.samples import CameraRig, network_framing
 from dnnlib import UserError
 from dnnlib.files import atomic_write, make_output_folder, sha256_file
+from metrics.estimators.embedded import EmbeddedIdentity
+from metrics.estimators.embedded_network import DEFAULT_PATH
 from training.avatar import Avatar
 from training.checkpoint import LoadedGenerator, Snapshot, plain_state, save_snapshot
 from training.generator import Generator
@@ -76,10 +78,15 @@ class Inputs:
     detector: FaceDetector | None = None  # None: MediaPipe's
 
 
-def choose_objective(perceptual: str, weights: Weights, *, device: torch.device | str = 'cpu') -> Objective:
-    """The losses that an option names."""
-    network = load_perceptual('random' if perceptual == 'auto' else perceptual)
-    return Objective(network.to(device), weights=weights)
+def choose_objective(
+    perceptual: str, weights: Weights, *, identity: str = 'auto', device: torch.device | str = 'cpu'
+) -> Objective:
+    """The losses that options name; `identity`: embedded, none, or auto (embedded if its file is here)."""
+    if identity not in ('auto', 'embedded', 'none'):
+        raise UserError(f'--identity: expected auto, embedded or none, got {identity!r}')
+    known = identity == 'embedded' or (identity == 'auto' and DEFAULT_PATH.is_file())
+    embedder = EmbeddedIdentity().to(device) if known else None
+    return Objective(load_perceptual(perceptual).to(device), weights=weights, embedder=embedder)
 
 
 def gather(

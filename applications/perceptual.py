@@ -1,5 +1,6 @@
 """Perceptual distances as plug-ins: maps of features, compared place by place so that a mask can weigh them.
 
+    embedded        the network that was trained on the synthetic dataset (metrics/estimators/embedded.py)
     random          fixed random filters at four scales (metrics/estimators/random_features.py): contrast and texture
     lpips:FOLDER    LPIPS: VGG16's features and the linear heads, from the user's own files
 
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from dnnlib import UserError
 from dnnlib.files import explain_os_error
+from metrics.estimators.embedded import EmbeddedFeatures
+from metrics.estimators.embedded_network import DEFAULT_PATH, WIDTHS
 from metrics.estimators.random_features import LEVEL_GAINS, RandomFeatures
 
 Maps = list[Tensor]  # [N, C, h, w] a layer
@@ -87,6 +90,25 @@ class RandomPerceptual(PerceptualNetwork):
     def channel_weights(self) -> list[Tensor]:
         counts = [self.features.first.shape[0], self.features.second.shape[0]] * len(LEVEL_GAINS)
         return [self.features.first.new_full([count], 1 / (count * len(counts))) for count in counts]
+
+
+class EmbeddedPerceptual(PerceptualNetwork):
+    """Activations of the embedded feature network, each place's scaled to length 1: its `FeatureModule.distance`."""
+
+    def __init__(self, features: EmbeddedFeatures | None = None) -> None:
+        self.features = features or EmbeddedFeatures()
+        self.name = self.features.name
+        self.content_hash = self.features.content_hash
+
+    def to(self, device: torch.device | str) -> EmbeddedPerceptual:
+        return EmbeddedPerceptual(self.features.to(device))
+
+    def maps(self, images: Tensor) -> Maps:
+        return [unit_length(level) for level in self.features.module.network.activations(images)]
+
+    def channel_weights(self) -> list[Tensor]:
+        weights = next(self.features.module.parameters())
+        return [weights.new_full([width], 0.5) for width in WIDTHS]
 
 
 # VGG16 as torchvision numbers it: the convolutions of LPIPS's five slices; a pooling stands before all but the first.
@@ -191,10 +213,14 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_perceptual(choice: str) -> PerceptualNetwork:
-    """'random' or 'lpips:FOLDER'; UserError otherwise."""
+    """'embedded', 'random', 'lpips:FOLDER', or 'auto' (embedded if its file is here); UserError otherwise."""
+    if choice == 'auto':
+        choice = 'embedded' if DEFAULT_PATH.is_file() else 'random'
+    if choice == 'embedded':
+        return EmbeddedPerceptual()
     if choice == 'random':
         return RandomPerceptual()
     kind, _, folder = choice.partition(':')
     if kind == 'lpips' and folder:
         return load_lpips(folder)
-    raise UserError(f'--perceptual: expected random or lpips:FOLDER, got {choice!r}')
+    raise UserError(f'--perceptual: expected auto, embedded, random or lpips:FOLDER, got {choice!r}')

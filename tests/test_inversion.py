@@ -31,6 +31,8 @@ from applications.inversion_novel import drawn_camera, drawn_head
 from applications.perceptual import Lpips, RandomPerceptual, load_lpips, load_perceptual, weighted_mean
 from applications.samples import CameraRig
 from dnnlib import UserError
+from metrics.estimators.embedded import EmbeddedFeatures
+from metrics.estimators.embedded_network import EmbeddedNetwork, write_embedded
 from tests.cases_avatars import made_pictures, objective, recorder
 from tests.cases_outputs import tiny_generator
 from training import cameras
@@ -310,6 +312,17 @@ def test_random_perceptual_grows_with_the_error_and_has_gradients() -> None:
     network.distance(network.maps(moved), maps).backward()
     assert moved.grad is not None
     assert moved.grad.abs().max() > 0
+
+
+def test_embedded_perceptual_is_its_own_distance(tmp_path) -> None:
+    torch.manual_seed(0)
+    write_embedded(tmp_path / 'e.npz', EmbeddedNetwork(), {'licence': 'none'})
+    features = EmbeddedFeatures(tmp_path / 'e.npz')
+    network = perceptual.EmbeddedPerceptual(features)
+    first, second = (torch.rand(1, 3, 32, 32) * 2 - 1 for _ in range(2))
+    distance = network.distance(network.maps(first), network.maps(second))
+    torch.testing.assert_close(distance, features.module.distance(first, second)[0])
+    assert (network.name, network.content_hash) == ('embedded-features', features.content_hash)
 
 
 def test_lpips_is_the_published_formula(tmp_path) -> None:

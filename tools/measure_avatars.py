@@ -10,6 +10,7 @@ regularizer, and a static copy of the input. Prints the table of docs/avatars.md
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import click
@@ -22,7 +23,7 @@ from applications.avatars import choose_objective
 from applications.inversion import InversionConfig, Locality, find_latent, latent_statistics, tune_generator
 from applications.inversion_losses import Objective, View, Weights, head_weight
 from applications.inversion_novel import drawn_camera, drawn_head
-from applications.perceptual import weighted_mean
+from applications.perceptual import RandomPerceptual, weighted_mean
 from applications.samples import CameraRig
 from dnnlib import UserError
 from dnnlib.cli import Command
@@ -95,9 +96,9 @@ def psnr(square: Tensor) -> float:
 
 
 def measure(
-    loaded: LoadedGenerator, person: Person, objective: Objective, config: InversionConfig
+    loaded: LoadedGenerator, person: Person, objective: Objective, config: InversionConfig, *, judge: Objective
 ) -> dict[str, np.ndarray]:
-    """Scores by method."""
+    """Scores by method; `judge` compares with networks of its own."""
     generator, rig, model = loaded.generator, CameraRig.of(loaded.config, framing=loaded.info.framing), embedded_head()
     given = person.views['input'][0]
     background = objective.weights.background
@@ -123,7 +124,7 @@ def measure(
     with torch.no_grad():
         methods = {'pivot': drawn_by(generator), 'tuned': drawn_by(tuned), 'tuned, no locality': drawn_by(free)}
     methods['copy of the input'] = lambda view: given.image
-    return {name: scores(draw, person, objective) for name, draw in methods.items()}
+    return {name: scores(draw, person, judge) for name, draw in methods.items()}
 
 
 def table(results: list[dict[str, np.ndarray]]) -> list[str]:
@@ -152,10 +153,12 @@ def main(network: str, num: int, seed: int, space: str, perceptual: str, latent_
     studio = Studio(model, resolution=loaded.generator.config.image_resolution)
     chosen = choose_objective(perceptual, Weights())
     config = InversionConfig(space=space, latent_steps=latent_steps, tuning_steps=tuning_steps)  # type: ignore[arg-type]
-    click.echo(f'perceptual {chosen.perceptual.name}')
+    judge = Objective(RandomPerceptual(), weights=Weights(), embedder=chosen.embedder)
+    for role, network in (('losses', chosen), ('judge', judge)):
+        click.echo(f'{role}: {json.dumps(network.networks())}')
     results = []
     for person in tqdm(range(num), desc='people'):
-        results.append(measure(loaded, truth(studio, model, seed=seed, person=person), chosen, config))
+        results.append(measure(loaded, truth(studio, model, seed=seed, person=person), chosen, config, judge=judge))
     click.echo('\n'.join(table(results)))
 
 
