@@ -262,7 +262,7 @@ def summary_lines(folder: Path, results: dict[str, Any]) -> list[str]:
     for phase, numbers in results['phases'].items():
         lines.append(
             f'{phase}: {numbers["steps"]} steps, loss {numbers["first"]:.4f} -> {numbers["last"]:.4f}, '
-            f'{numbers["steps_per_second"]:.2f} steps/s'
+            f'{numbers["steps_per_second"]:.2f} steps/s ({numbers["cpu_seconds_per_step"]:.2f} s of CPU a step)'
         )
     return [*lines, f'{folder / AVATAR_FILE}, {folder / "sheet.png"}']
 
@@ -275,17 +275,19 @@ class _Progress:
         self.totals = {'latent': config.latent_steps, 'tuning': config.tuning_steps}
         self.losses: dict[str, list[float]] = {}
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
         self._bar: tqdm | None = None
-        self._started = time.perf_counter()
+        self._started = (time.perf_counter(), time.process_time())
 
     def __call__(self, phase: str, step: int, terms: Terms, image: Tensor) -> None:
         if phase not in self.losses:
             self.close()
             self.losses[phase] = []
             self._bar = tqdm(total=self.totals[phase], desc=phase, unit='step')
-            self._started = time.perf_counter()
+            self._started = (time.perf_counter(), time.process_time())
         self.losses[phase].append(float(terms.loss.detach()))
-        self.seconds[phase] = time.perf_counter() - self._started
+        self.seconds[phase] = time.perf_counter() - self._started[0]
+        self.cpu_seconds[phase] = time.process_time() - self._started[1]
         assert self._bar is not None
         self._bar.set_postfix_str(
             f'loss {float(terms.loss.detach()):.4f} perceptual {float(terms.perceptual.detach()):.4f} '
@@ -308,12 +310,13 @@ class _Progress:
         phases = {}
         for phase, losses in self.losses.items():
             few = max(1, len(losses) // 20)
-            timed = max(len(losses) - 1, 1) / max(self.seconds[phase], 1e-9)  # the clock starts after the first step
+            timed = max(len(losses) - 1, 1)  # the clock starts after the first step
             phases[phase] = {
                 'steps': len(losses),
                 'first': float(np.mean(losses[:few])),
                 'last': float(np.mean(losses[-few:])),
-                'steps_per_second': timed,
+                'steps_per_second': timed / max(self.seconds[phase], 1e-9),
+                'cpu_seconds_per_step': self.cpu_seconds[phase] / timed,
             }
         return {'phases': phases}
 

@@ -40,7 +40,7 @@ class InversionConfig:
     latent_rate: float = 0.1  # of Adam, at most
     rate_rampup: float = 0.05  # share of the steps
     rate_rampdown: float = 0.25
-    noise: float = 0.05  # added to the latent, in standard deviations of w; fades out
+    noise: float = 0.05  # added to each number of the latent, in the spread of w (a length); fades out
     noise_ramp: float = 0.75  # share of the steps
     mean_samples: int = 10000  # for mean and spread of w
     tuning_steps: int = 500
@@ -81,7 +81,7 @@ def latent_rate(config: InversionConfig, step: int) -> float:
 
 
 def noise_scale(config: InversionConfig, step: int, *, deviation: float) -> float:
-    """Standard deviation of a latent's perturbation as a vector length at step `step`; quadratically to 0."""
+    """Standard deviation of what is added to each number of the latent at step `step`; quadratically to 0."""
     t = step / config.latent_steps
     return deviation * config.noise * max(0.0, 1.0 - t / config.noise_ramp) ** 2
 
@@ -104,12 +104,11 @@ def find_latent(
     optimizer = torch.optim.Adam([latent], lr=config.latent_rate)
     targets = [objective.target(view.image, view.weight) for view in views]
     rng = stream(config.seed, 'latent noise')
-    width = latent.shape[2]
     for step in range(config.latent_steps):
         view, target = views[step % len(views)], targets[step % len(views)]
         for group in optimizer.param_groups:
             group['lr'] = latent_rate(config, step)
-        scale = noise_scale(config, step, deviation=statistics.deviation) / math.sqrt(width)
+        scale = noise_scale(config, step, deviation=statistics.deviation)
         ws = latent + scale * torch.randn(latent.shape, generator=rng).to(latent.device)
         terms, image = _evaluate(generator, ws.expand(-1, generator.num_ws, -1), view, objective, target)
         optimizer.zero_grad(set_to_none=True)

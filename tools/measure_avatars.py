@@ -3,8 +3,8 @@
     python -m tools.measure_avatars --network=assets/synth64.pkl --num=8
 
 People that no training set of seed 0 holds. One picture of each is inverted; then the input, other cameras and other
-expressions are compared with renderings of the same person: before tuning (pivot), after (tuned), without the locality
-regularizer, and a static copy of the input. Prints the table of docs/avatars.md.
+expressions are compared with renderings of the same person: before tuning (pivot), after (tuned), and a static copy of
+the input. Prints the table of docs/avatars.md.
 """
 
 from __future__ import annotations
@@ -96,7 +96,13 @@ def psnr(square: Tensor) -> float:
 
 
 def measure(
-    loaded: LoadedGenerator, person: Person, objective: Objective, config: InversionConfig, *, judge: Objective
+    loaded: LoadedGenerator,
+    person: Person,
+    objective: Objective,
+    config: InversionConfig,
+    *,
+    judge: Objective,
+    ablate: bool,
 ) -> dict[str, np.ndarray]:
     """Scores by method; `judge` compares with networks of its own."""
     generator, rig, model = loaded.generator, CameraRig.of(loaded.config, framing=loaded.info.framing), embedded_head()
@@ -115,14 +121,17 @@ def measure(
         cameras=lambda rng: drawn_camera(rig, rng),
     )
     tuned = tune_generator(generator, ws, [view], objective, config, locality=locality)
-    free = tune_generator(generator, ws, [view], objective, config)
 
     def drawn_by(network: Generator) -> Callable[[View], Tensor]:
         identity = network.identity(ws)
         return lambda view: network.render(network.deform(identity, view.head), view.label).image
 
     with torch.no_grad():
-        methods = {'pivot': drawn_by(generator), 'tuned': drawn_by(tuned), 'tuned, no locality': drawn_by(free)}
+        methods = {'pivot': drawn_by(generator), 'tuned': drawn_by(tuned)}
+    if ablate:
+        free = tune_generator(generator, ws, [view], objective, config)
+        with torch.no_grad():
+            methods['tuned, no locality'] = drawn_by(free)
     methods['copy of the input'] = lambda view: given.image
     return {name: scores(draw, person, judge) for name, draw in methods.items()}
 
@@ -145,7 +154,10 @@ def table(results: list[dict[str, np.ndarray]]) -> list[str]:
 @click.option('--perceptual', default='auto', show_default=True, help='As project_avatar.py.')
 @click.option('--latent-steps', default=450, show_default=True)
 @click.option('--tuning-steps', default=500, show_default=True)
-def main(network: str, num: int, seed: int, space: str, perceptual: str, latent_steps: int, tuning_steps: int) -> None:
+@click.option('--ablate', is_flag=True, help='Tune without the locality regularizer as well.')
+def main(
+    network: str, num: int, seed: int, space: str, perceptual: str, latent_steps: int, tuning_steps: int, ablate: bool
+) -> None:
     """Print the errors of inverted people against ground-truth renderings."""
     loaded, model = load_generator(network), embedded_head()
     if loaded.head_model_name != model.name:
@@ -158,7 +170,8 @@ def main(network: str, num: int, seed: int, space: str, perceptual: str, latent_
         click.echo(f'{role}: {json.dumps(network.networks())}')
     results = []
     for person in tqdm(range(num), desc='people'):
-        results.append(measure(loaded, truth(studio, model, seed=seed, person=person), chosen, config, judge=judge))
+        known = truth(studio, model, seed=seed, person=person)
+        results.append(measure(loaded, known, chosen, config, judge=judge, ablate=ablate))
     click.echo('\n'.join(table(results)))
 
 
