@@ -18,6 +18,8 @@ POSITIVE = click.IntRange(min=1)
 def main() -> None:
     """Look at a network's latents; every command writes a sheet of pictures into --outdir.
 
+    Among seeds, avatar stands for the own latent of a checkpoint of project_avatar.py.
+
     \b
     Examples:
         python latents.py interpolate --network=SNAPSHOT --seeds=0,5,9 --outdir=out
@@ -49,9 +51,7 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.option(
-    '--seeds', default='0-2', show_default=True, help='Two or more, like 0,3,5-8: a row from each to the next.'
-)
+@click.option('--seeds', default='0-2', show_default=True, help='Two or more, like 0,3,5-8 or avatar,3.')
 @click.option('--steps', type=click.IntRange(min=2), default=7, show_default=True, help='Pictures a row.')
 @click.option(
     '--space', type=click.Choice(['w', 'z']), default='w', show_default=True, help='w: line; z: great circle.'
@@ -59,7 +59,7 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 @shared_options
 def interpolate(seeds: str, steps: int, space: str, **shared: Any) -> None:
     """interpolate.png: from one seed to the next."""
-    numbers = parse_int_list(seeds, option='--seeds')
+    numbers = _people(seeds, option='--seeds')
     if len(numbers) < 2:
         raise UserError(f'--seeds: interpolation needs 2 or more, got {len(numbers)}')
     view, folder = _open(shared)
@@ -83,7 +83,7 @@ def interpolate(seeds: str, steps: int, space: str, **shared: Any) -> None:
 @shared_options
 def mix(rows: str, columns: str, take: str, layers: str | None, **shared: Any) -> None:
     """mix.png: each row's seed with codes of each column's seed."""
-    changed, taken = parse_int_list(rows, option='--rows'), parse_int_list(columns, option='--columns')
+    changed, taken = _people(rows, option='--rows'), _people(columns, option='--columns')
     view, folder = _open(shared)
 
     from applications.directions import part_rows
@@ -99,7 +99,7 @@ def mix(rows: str, columns: str, take: str, layers: str | None, **shared: Any) -
 @shared_options
 def truncate(seeds: str, psis: str, **shared: Any) -> None:
     """truncate.png: seeds pulled towards the mean latent; --trunc is not used."""
-    numbers, values = parse_int_list(seeds, option='--seeds'), parse_float_list(psis, option='--psis')
+    numbers, values = _people(seeds, option='--seeds'), parse_float_list(psis, option='--psis')
     view, folder = _open(shared)
 
     from applications.latent_sheets import truncation_sheet
@@ -124,12 +124,12 @@ def truncate(seeds: str, psis: str, **shared: Any) -> None:
 )
 @click.option('--layers', help='Rows of that half, like 0-4 (coarse). Default: all.')
 @click.option('--count', type=POSITIVE, default=6, show_default=True, help='Number of directions.')
-@click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Who is shown in the sheet.')
+@click.option('--seed', help="Who is shown in the sheet. Default: 0, or an avatar's own latent.")
 @click.option('--sigmas', type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
 @click.option('--steps', type=click.IntRange(min=2), default=5, show_default=True, help='Pictures a direction.')
 @shared_options
 def directions(
-    method: str, part: str, layers: str | None, count: int, seed: int, sigmas: float, steps: int, **shared: Any
+    method: str, part: str, layers: str | None, count: int, seed: str | None, sigmas: float, steps: int, **shared: Any
 ) -> None:
     """directions.npz, for --direction of gen_samples.py and gen_videos.py, and directions.png."""
     view, folder = _open(shared)
@@ -140,8 +140,17 @@ def directions(
     found = find_directions(view.generator, method=method, part=part, layers=_layers(layers), count=count, rig=view.rig)
     save_directions(folder / 'directions.npz', found)
     click.echo(f'{folder / "directions.npz"}: {len(found.vectors)} directions of {part} by {method}')
-    sheet = direction_sheet(view, view.seeds([seed]), found, sigmas=sigmas, steps=steps)
+    shown = _people(seed, option='--seed') if seed is not None else [0 if view.own is None else None]
+    sheet = direction_sheet(view, view.people(shown[:1]), found, sigmas=sigmas, steps=steps)
     _save(folder / 'directions.png', sheet)
+
+
+def _people(text: str, *, option: str) -> list[int | None]:
+    """'0,3,5-8' with seeds, or 'avatar' (None) for a checkpoint's own latent."""
+    people: list[int | None] = []
+    for part in text.split(','):
+        people += [None] if part.strip() == 'avatar' else parse_int_list(part, option=option)
+    return people
 
 
 def _layers(text: str | None) -> list[int] | None:
@@ -164,12 +173,13 @@ def _open(shared: dict[str, Any]) -> tuple[Any, Path]:
     precision = choose_precision(shared['precision'], device)
     loaded = load_generator(shared['network'], device=device, precision=precision)
     head = choose_head(HeadChoice(expressions=shared['expressions'], head_model_path=shared['head_model']), loaded)
-    rig = CameraRig.of(loaded.config)
+    rig = CameraRig.of(loaded.config, framing=loaded.info.framing)
     view = View(
         generator=loaded.generator,
         head=head,
         label=rig.labels(torch.tensor([shared['yaw']]), torch.tensor([shared['pitch']])),
         rig=rig,
+        own=None if loaded.avatar is None else loaded.avatar.ws,
         truncation_psi=shared['trunc'],
         truncation_cutoff=shared['trunc_cutoff'],
     )

@@ -27,6 +27,7 @@ class View:
     head: HeadInput  # of one head
     label: Tensor  # [1, 25]
     rig: CameraRig  # its front camera is what latents are conditioned on
+    own: Tensor | None = None  # ws [1, num_ws, w_dim] of an avatar
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
 
@@ -53,9 +54,16 @@ class View:
     def truncate(self, ws: Tensor, psi: float) -> Tensor:
         return self.generator.mapping.truncate(ws, psi, cutoff=self.truncation_cutoff)
 
-    def seeds(self, seeds: Sequence[int]) -> Tensor:
-        """ws [N, num_ws, w_dim]."""
-        return self.map(torch.cat([seed_z(seed, self.generator.config.z_dim) for seed in seeds]))
+    def people(self, people: Sequence[int | None]) -> Tensor:
+        """Truncated ws [N, num_ws, w_dim] of seeds; None: the avatar's own."""
+        return torch.cat([self._person(person) for person in people])
+
+    def _person(self, person: int | None) -> Tensor:
+        if person is not None:
+            return self.map(seed_z(person, self.generator.config.z_dim))
+        if self.own is None:
+            raise UserError('--seeds: the network is no avatar (project_avatar.py makes them); give numbers')
+        return self.truncate(self.own.to(self.generator.mapping.w_avg), self.truncation_psi)
 
 
 def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -69,7 +77,7 @@ def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
     return unit * torch.lerp(norms[0], norms[1], share)
 
 
-def interpolation_sheet(view: View, keys: Sequence[int], *, steps: int, space: str) -> Tensor:
+def interpolation_sheet(view: View, keys: Sequence[int | None], *, steps: int, space: str) -> Tensor:
     """A row from each key seed to the next in `steps` pictures; space: w (straight) or z (great circle)."""
     if len(keys) < 2:
         raise UserError(f'--seeds: interpolation needs 2 or more, got {len(keys)}')
@@ -77,21 +85,23 @@ def interpolation_sheet(view: View, keys: Sequence[int], *, steps: int, space: s
     cells: list[Tensor] = []
     for first, second in zip(keys, keys[1:], strict=False):
         if space == 'z':
-            pair = [seed_z(seed, view.generator.config.z_dim)[0] for seed in (first, second)]
-            ws = view.map(torch.stack([slerp(*pair, share) for share in shares]))
+            if first is None or second is None:
+                raise UserError('--space=z: an avatar has no z; use --space=w')
+            start, end = (seed_z(seed, view.generator.config.z_dim)[0] for seed in (first, second))
+            ws = view.map(torch.stack([slerp(start, end, share) for share in shares]))
         else:
-            start, end = view.seeds([first, second])
+            start, end = view.people([first, second])
             ws = torch.stack([torch.lerp(start, end, share) for share in shares])
         cells += view.cells(ws)
     return images.grid(cells, steps)
 
 
-def mixing_sheet(view: View, rows: Sequence[int], columns: Sequence[int], *, taken: Tensor) -> Tensor:
+def mixing_sheet(view: View, rows: Sequence[int | None], columns: Sequence[int | None], *, taken: Tensor) -> Tensor:
     """A grid: each row's seed with the rows `taken` (bool [num_ws]) of ws from each column's seed.
 
     The unmixed columns stand above, the unmixed rows at the left; the corner is empty.
     """
-    left, above = view.seeds(rows), view.seeds(columns)
+    left, above = view.people(rows), view.people(columns)
     size = view.generator.config.image_resolution
     cells = [torch.full((3, size, size), -1.0), *view.cells(above)]
     mask = taken[:, None].to(left.device)
@@ -100,10 +110,10 @@ def mixing_sheet(view: View, rows: Sequence[int], columns: Sequence[int], *, tak
     return images.grid(cells, len(columns) + 1)
 
 
-def truncation_sheet(view: View, seeds: Sequence[int], psis: Sequence[float]) -> Tensor:
+def truncation_sheet(view: View, seeds: Sequence[int | None], psis: Sequence[float]) -> Tensor:
     """A row a seed, a column a psi."""
     cells: list[Tensor] = []
-    untruncated = dataclasses.replace(view, truncation_psi=1.0).seeds(seeds)
+    untruncated = dataclasses.replace(view, truncation_psi=1.0).people(seeds)
     for ws in untruncated:
         cells += view.cells(torch.cat([view.truncate(ws[None], psi) for psi in psis]))
     return images.grid(cells, len(psis))

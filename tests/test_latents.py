@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases_dataset import user_error
-from cases_outputs import tiny_generator, write_snapshot
+from cases_outputs import tiny_generator, write_avatar, write_snapshot
 from click.testing import CliRunner
 from PIL import Image
 
@@ -76,7 +76,7 @@ def test_interpolation_goes_from_seed_to_seed(view: View) -> None:
         sheet = interpolation_sheet(view, [0, 1, 2], steps=3, space=space)
         assert sheet.shape == (3, 2 * SIZE, 3 * SIZE)
         for row, column, seed in ((0, 0, 0), (0, 2, 1), (1, 0, 1), (1, 2, 2)):
-            expected = view.cells(view.seeds([seed]))[0]
+            expected = view.cells(view.people([seed]))[0]
             torch.testing.assert_close(cell(sheet, row, column), expected, rtol=0, atol=1e-4)
         assert not torch.allclose(cell(sheet, 0, 1), cell(sheet, 0, 0), atol=1e-3)
 
@@ -90,7 +90,7 @@ def test_mixing_takes_one_half(view: View) -> None:
     assert cell(sheet, 0, 0).unique().tolist() == [-1]
     torch.testing.assert_close(cell(sheet, 0, 2), cell(sheet, 1, 0))  # seed 0 above and at the left
     torch.testing.assert_close(cell(sheet, 1, 2), cell(sheet, 1, 0))  # with its own texture: itself
-    ws = view.seeds([1, 2])
+    ws = view.people([1, 2])
     expected = view.cells(torch.cat([ws[0, : generator.num_half], ws[1, generator.num_half :]])[None])[0]
     torch.testing.assert_close(cell(sheet, 2, 1), expected)
 
@@ -98,7 +98,7 @@ def test_mixing_takes_one_half(view: View) -> None:
 def test_truncation_ends_at_the_mean_and_at_the_seed(view: View) -> None:
     sheet = truncation_sheet(view, [0, 1], [0, 0.5, 1])
     torch.testing.assert_close(cell(sheet, 0, 0), cell(sheet, 1, 0))
-    torch.testing.assert_close(cell(sheet, 1, 2), view.cells(view.seeds([1]))[0])
+    torch.testing.assert_close(cell(sheet, 1, 2), view.cells(view.people([1]))[0])
 
 
 @torch.no_grad()
@@ -180,6 +180,25 @@ def test_scripts_follow_a_direction(network: Path, generator: Generator, tmp_pat
         for given in ((), (direction.removeprefix('--direction='),))
     ]
     torch.testing.assert_close(ws[1] - ws[0], found.shift(0, 3))
+
+
+def test_an_avatar_stands_among_seeds(network: Path, tmp_path: Path) -> None:
+    avatar = load_generator(write_avatar(tmp_path / 'avatar.pkl', network))
+    assert avatar.avatar is not None
+    head = embedded_head()
+    own = View(
+        generator=avatar.generator,
+        head=head.forward(head.neutral()),
+        label=RIG.front(),
+        rig=RIG,
+        own=avatar.avatar.ws,
+    )
+    sheet = interpolation_sheet(own, [None, 1], steps=2, space='w')
+    torch.testing.assert_close(cell(sheet, 0, 0), own.cells(avatar.avatar.ws)[0])
+    assert '--space=w' in user_error(lambda: interpolation_sheet(own, [None, 1], steps=2, space='z'))
+    common = (f'--outdir={tmp_path}', '--columns=1', '--rows=avatar')
+    assert 'mix.png' in run('mix', f'--network={tmp_path / "avatar.pkl"}', *common)
+    assert 'the network is no avatar' in run('mix', f'--network={network}', *common)
 
 
 def test_mistakes_are_one_line(network: Path, generator: Generator, tmp_path: Path) -> None:

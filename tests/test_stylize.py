@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases_clip import random_clip, write_clip
 from cases_dataset import png
-from cases_outputs import tiny_generator, write_dataset, write_snapshot
+from cases_outputs import tiny_generator, write_avatar, write_dataset, write_snapshot
 from cases_training import tiny_trainer
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -217,15 +217,21 @@ def test_a_text_from_end_to_end(network: Path, clip: Path, tmp_path: Path) -> No
 
 
 def test_pictures_from_end_to_end(network: Path, clip: Path, data: Path, tmp_path: Path) -> None:
+    """On an avatar, who stays one."""
+    avatar = write_avatar(tmp_path / 'avatar.pkl', network)
     pictures = tmp_path / 'drawings'
     pictures.mkdir()
     (pictures / 'a.png').write_bytes(png(40, 30))
     Image.new('RGB', (20, 24), (200, 40, 10)).save(pictures / 'b.jpg')
     out = tmp_path / 'out'
-    options = (f'--network={network}', f'--images={pictures}', f'--clip={clip}', f'--data={data}', '--auto-layers=1')
+    options = (f'--network={avatar}', f'--images={pictures}', f'--clip={clip}', f'--data={data}', '--auto-layers=1')
     done = run(*options, '--steps=1', '--batch=1', f'--outdir={out}')
     assert done.exit_code == 0, done.output
-    assert load_snapshot(out / 'stylized.pkl').info.stylization['folder'] == str(pictures)
+    before, after = load_snapshot(avatar), load_snapshot(out / 'stylized.pkl')
+    assert after.info.stylization['folder'] == str(pictures)
+    assert before.avatar is not None
+    assert after.avatar is not None
+    assert torch.equal(after.avatar.ws, before.avatar.ws)
 
 
 def test_a_dataset_from_end_to_end(network: Path, data: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dnnlib.errors import UserError
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.ops import library
 from torch_utils.stats import Moments, Stats
+from training.cameras import framing_of
 from training.checkpoint import (
     Info,
     Snapshot,
@@ -312,6 +313,7 @@ class Run:
             head_model=model.name,
             head_model_hash=model.content_hash,
             metrics=self.metrics,
+            framing=framing_of(self.dataset.labels),
         )
         snapshot = Snapshot(config=self.config, info=info, template=model.template, networks=self.trainer.networks())
         path = self.directory.path / snapshot_name(self.trainer.images_seen)

@@ -66,12 +66,17 @@ def check_options(*, num: int, resolution: int, workers: int) -> None:
         raise UserError(f'workers: expected 0 (this process) or more, got {workers}')
 
 
-def render_index(seed: int, index: int, *, resolution: int) -> Item:
-    """Render image `index` of the dataset with this seed; the same result in any process."""
+def render_index(seed: int, index: int, *, resolution: int, identity: int | None = None) -> Item:
+    """Render image `index` of the dataset with this seed; the same result in any process.
+
+    With `identity`, person `identity` takes the place of the image's own (index // 4) and everything else stays:
+    camera, expression, jaw, gaze, neck, light, background. So a person can be seen in any number of scenes, and
+    a scene with any number of people.
+    """
     check_options(num=index + 1, resolution=resolution, workers=0)
     studio = _studio(resolution)
-    identity = params.identity_of(index)
-    scene = studio.scene(seed, index)
+    identity = params.identity_of(index) if identity is None else identity
+    scene = studio.scene(seed, index, identity=identity)
     image = studio.draw(studio.dress(seed, identity), scene)
     return Item(
         index=index,

@@ -128,21 +128,22 @@ class Studio:
 
     # From numbers to a picture.
 
-    def scene(self, seed: int, index: int) -> Scene:
-        """Everything that image `index` shows beside its person."""
+    def scene(self, seed: int, index: int, *, identity: int | None = None) -> Scene:
+        """Everything that image `index` shows beside its person; `identity`: another person in its place."""
         rng = params.stream(seed, 'backdrop', index)
         return Scene(
             label=params.sample_camera(seed, index),
-            head=self.head_params(seed, index),
+            head=self.head_params(seed, index, identity=identity),
             light=params.sample_light(seed, index),
             background=str(rng.choice(params.BACKGROUNDS)),
             background_seed=int(rng.integers(2**31)),
         )
 
-    def head_params(self, seed: int, index: int) -> HeadParams:
-        """One row of exact head parameters."""
+    def head_params(self, seed: int, index: int, *, identity: int | None = None) -> HeadParams:
+        """One row of exact head parameters; `identity`: of another person than the image's."""
         head = self.model.neutral()
-        person = params.sample_person(seed, params.identity_of(index), num_identity=self.model.num_identity)
+        identity = params.identity_of(index) if identity is None else identity
+        person = params.sample_person(seed, identity, num_identity=self.model.num_identity)
         weights = dict(params.sample_expression(seed, index))
         weights['eyeBlinkLeft'], weights['eyeBlinkRight'] = params.sample_blink(seed, index)
         named = torch.tensor([[weights.get(name, 0.0) for name in self.model.expression_names]])

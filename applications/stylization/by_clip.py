@@ -49,7 +49,16 @@ class ClipStylizer:
     networks get the same ones, so that their images differ by style alone.
     """
 
-    def __init__(self, source: Generator, guidance: Guidance, scenes: SceneSource, options: ClipOptions) -> None:
+    def __init__(
+        self,
+        source: Generator,
+        guidance: Guidance,
+        scenes: SceneSource,
+        options: ClipOptions,
+        *,
+        own: Tensor | None = None,  # ws [1, num_ws, w_dim] of an avatar, who is in every batch
+    ) -> None:
+        self.own = own
         self.source, self.guidance, self.scenes, self.options = source, guidance, scenes, options
         self.device = next(source.parameters()).device
         self.generator = copy.deepcopy(source).train()
@@ -82,6 +91,8 @@ class ClipStylizer:
         z = torch.randn(count, self.source.config.z_dim, generator=rng).to(self.device)
         scene = self.scenes.draw(count, rng=rng).to(self.device)
         ws = self.source.map(z, scene.label)
+        if self.own is not None:
+            ws = torch.cat([self.own.to(ws), ws[1:]])
 
         def draw(generator: Generator) -> Tensor:
             pixels = stream(self.options.seed, 'stylize', number, 'pixels', device=self.device)

@@ -67,7 +67,8 @@ def by_clip(
     }  # fmt: skip
     options = ClipOptions(**{field: given[name] for name, field in named.items() if name in given})
     folder = make_output_folder(outdir)
-    stylizer = ClipStylizer(loaded.generator, guidance, scenes, options)
+    own = None if loaded.avatar is None else loaded.avatar.ws
+    stylizer = ClipStylizer(loaded.generator, guidance, scenes, options, own=own)
     count = sum(parameter.numel() for parameter in stylizer.trained.values())
     say(f'{clip.name}: {options.steps} steps of {options.batch} images, {count / 1e6:.2f} M parameters learn')
     generator = stylize_by_clip(stylizer, folder, progress=progress)
@@ -153,7 +154,7 @@ def by_dataset(network: str, outdir: str, data: str, given: Mapping[str, Any], *
         'source_hash': sha256_file(network),
     }
     result = Stylized(
-        source=dataclasses.replace(source, config=trained.config),
+        source=dataclasses.replace(source, config=trained.config, info=trained.info),
         generator=stylized.generator,
         scenes=scenes,
         discriminator=trained.networks['D'],

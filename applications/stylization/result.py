@@ -59,6 +59,7 @@ def finish(result: Stylized, folder: Path, *, say: Callable[[str], None]) -> Pat
         info=info,
         template=cpu_template(result.source),
         networks={'G_ema': state, 'G': state, 'D': dict(result.discriminator)},
+        avatar=result.source.avatar,
     )
     path = folder / RESULT
     save_snapshot(path, snapshot)
@@ -68,18 +69,22 @@ def finish(result: Stylized, folder: Path, *, say: Callable[[str], None]) -> Pat
 
 @torch.no_grad()
 def draw_sheet(result: Stylized) -> Tensor:
-    """Two rows a seed, source above stylized: three views of a relaxed face, expressions from the front, depth. The
-    picture [3, H, W]."""
+    """Two rows a seed, or for an avatar two rows, source above stylized: three views of a relaxed face, expressions
+    from the front, depth. The picture [3, H, W]."""
     generators = (result.source.generator, result.generator)
     device = next(result.generator.parameters()).device
-    rig = CameraRig.of(result.source.config)
+    rig = CameraRig.of(result.source.config, framing=result.source.info.framing)
     scene = result.scenes.draw(SHEET_EXPRESSIONS, rng=stream(result.seed, 'sheet')).to(device)
     front = rig.front().to(device)
     views = rig.labels(torch.tensor(SHEET_YAWS), torch.zeros(len(SHEET_YAWS))).to(device)
     size = result.generator.config.image_resolution
     cells: list[Tensor] = []
-    for seed in SHEET_SEEDS:
-        ws = seed_latents(generators[0], [seed], truncation_psi=TRUNCATION, truncation_cutoff=None, rig=rig)
+    avatar = result.source.avatar
+    if avatar is not None:
+        people = avatar.ws.to(device)
+    else:
+        people = seed_latents(generators[0], SHEET_SEEDS, truncation_psi=TRUNCATION, truncation_cutoff=None, rig=rig)
+    for ws in people.split(1):
         for generator in generators:
             identity = generator.identity(ws)
             relaxed = generator.deform(identity, scene.relaxed[[0]])

@@ -95,7 +95,9 @@ def relax(params: HeadParams) -> HeadParams:
 def open_scenes(loaded: LoadedGenerator, *, data: str | None, head_model: str | None) -> SceneSource:
     """The scenes of a packed dataset (None: random ones) for a network; UserError if they do not fit it."""
     if data is None:
-        return RandomScenes(network_head_model(loaded, path=head_model), CameraRig.of(loaded.config))
+        return RandomScenes(
+            network_head_model(loaded, path=head_model), CameraRig.of(loaded.config, framing=loaded.info.framing)
+        )
     given = network_head_model(loaded, path=head_model) if head_model else None
     dataset = HeadDataset(data, head_model=given)
     expected = loaded.generator.template.num_vertices

@@ -1,26 +1,12 @@
-"""Axis-angle rotations, skinning by a few joints. Used by both head models."""
+"""Skinning by a few joints, mirrored poses. Used by both head models; axis-angle: torch_utils/rotations.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from torch_utils.rotations import axis_angle_matrix as axis_angle_matrix
 from training.head.model import HeadParams
-
-
-def axis_angle_matrix(vectors: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] of axis-angle vectors [..., 3] (radians); smooth everywhere, identity at 0."""
-    squared = (vectors * vectors).sum(dim=-1, keepdim=True)[..., None]
-    small = squared < 1e-6
-    safe = torch.where(small, torch.ones_like(squared), squared)
-    angle = safe.sqrt()
-    # sin(a)/a and (1 - cos a)/a^2, by their series near zero so that gradients exist there too.
-    first = torch.where(small, 1 - squared / 6, angle.sin() / angle)
-    second = torch.where(small, 0.5 - squared / 24, (1 - angle.cos()) / safe)
-    x, y, z = vectors.unbind(dim=-1)
-    zero = torch.zeros_like(x)
-    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(*vectors.shape[:-1], 3, 3)
-    return torch.eye(3, dtype=vectors.dtype, device=vectors.device) + first * skew + second * (skew @ skew)
 
 
 def skin(vertices: Tensor, weights: Tensor, joints: Tensor, rotations: Tensor, parents: tuple[int, ...]) -> Tensor:
