@@ -327,6 +327,8 @@ def test_mistakes_are_one_line(
     (broken / 'a.png').write_bytes(png(8, 8))
     refused(run(net, out, f'--images={broken}'), 'no such file', 'from-photos')
     refused(run(net, out, f'--images={tmp_path / "none"}'), 'none: no such dataset')
+    large = write_dataset(tmp_path / 'large.zip', count=2, resolution=32)
+    refused(run(net, out, f'--images={large}'), 'holds 32 px images, but the network makes 16 px ones')
     refused(run(net, out, text, weights, '--kimg=1'), '--kimg')
     refused(run(net, out, f'--images={data}', '--steps=3'), '--steps')
     refused(run(f'--network={clip}', out, text, weights), 'clip.pt')

@@ -20,6 +20,7 @@ from torch_utils.devices import choose_device
 from torch_utils.precision import choose_precision
 from torch_utils.rng import stream
 from training.checkpoint import LoadedGenerator, is_pickle, load_generator, load_snapshot
+from training.dataset import HeadDataset
 
 SOURCE_IMAGES = 16  # of the network, that stand for where it comes from when the style is given by pictures (NADA)
 
@@ -131,6 +132,9 @@ def by_dataset(network: str, outdir: str, data: str, given: Mapping[str, Any], *
     precision = choose_precision(given['precision'], device)
     source = load_generator(network, device=device, precision=precision)
     scenes = open_scenes(source, data=data, head_model=given.get('head_model'))
+    size, wanted = HeadDataset(data).resolution, source.config.generator.image_resolution
+    if size != wanted:
+        raise UserError(f'--images: {data} holds {size} px images, but the network makes {wanted} px ones; repack it')
     named = {
         'batch': 'batch', 'batch_gpu': 'batch_gpu', 'gpus': 'gpus', 'lr': 'lr', 'gamma': 'gamma',
         'density_reg': 'density', 'seed': 'seed', 'freeze': 'freeze', 'workers': 'workers',
