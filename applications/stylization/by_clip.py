@@ -141,7 +141,7 @@ def stylize_by_clip(
         if number % max(options.steps // PREVIEWS, 1) == 0:
             _preview(stylizer, folder / f'preview{number:05d}.png')
         terms = stylizer.step(number)
-        values = {name: round(float(getattr(terms, name)), 6) for name in ('loss', 'directional', 'overall')}
+        values = {'loss': float(terms.loss), 'directional': float(terms.directional), 'global': float(terms.overall)}
         records.append({'step': number, **values})
         progress(number + 1, options.steps, values)
     with atomic_write(folder / 'stats.jsonl') as handle:

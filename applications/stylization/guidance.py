@@ -22,6 +22,8 @@ from dnnlib import UserError
 TEMPLATES = ('{}', 'a picture of {}', 'a cropped picture of {}', 'a close view of {}', 'a good picture of {}',
              'a picture of one {}', 'an image of {}', 'the look of {}')  # fmt: skip
 
+SMALL_CHANGE = 0.05  # length in feature space, where unrelated pictures lie about 1 apart
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Terms:
@@ -45,8 +47,9 @@ class Guidance:
         with torch.no_grad():
             before = self.clip.image_features(source)
         after = self.clip.image_features(stylized)
-        # Where nothing has changed yet there is no direction: the cosine is 0 and the gradient finite.
-        cosine = F.cosine_similarity(after - before, self.direction[None], dim=1, eps=1e-6)
+        # At first nothing has changed, and the cosine's gradient would be without bound: Adam would remember it for
+        # hundreds of steps. So a small change counts by its length along the direction.
+        cosine = F.cosine_similarity(after - before, self.direction[None], dim=1, eps=SMALL_CHANGE)
         directional, overall = (1 - cosine).mean(), self.distance(after)
         loss = self.direction_weight * directional + self.global_weight * overall
         return Terms(loss=loss, directional=directional, overall=overall)
