@@ -112,6 +112,8 @@ def main(
     open_folder(options)
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
     chosen = choose_precision(precision, choose_device(device))
+    if chosen.name == 'fp16':
+        raise UserError('--precision: in fp16 gradients would vanish; use bf16 or fp32')
     loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
     inputs = Inputs(
         images=image,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,11 @@ from PIL import Image
 import gen_samples
 import gen_videos
 import project_avatar
-from applications import avatars, images
+from applications import avatars, images, inversion_inputs
 from applications.heads import HeadChoice, choose_head, read_params, save_params
 from applications.inversion_inputs import MAX_MEGAPIXELS, choose_face
 from applications.preprocessing.align import Crop
+from applications.preprocessing.crops import fit_and_crop
 from applications.preprocessing.detect import Face
 from applications.samples import CameraRig, network_framing
 from dnnlib import UserError
@@ -313,6 +315,9 @@ def test_mistakes(
     Path('empty').mkdir()
     Path('text.jpg').write_text('no picture')
     Path('cut.png').write_bytes(Path('1.png').read_bytes()[:300])
+    if 'small.png' in arguments:
+        once = functools.partial(fit_and_crop, rounds=1)  # enough to see that it is small
+        monkeypatch.setattr(inversion_inputs, 'fit_and_crop', once)
     if 'huge.png' in arguments:
         Image.new('1', (20000, 6000)).save('huge.png')
     if '--camera' in arguments:
