@@ -20,7 +20,7 @@ import gen_videos
 import project_avatar
 from applications import avatars, images, inversion_inputs
 from applications.heads import HeadChoice, choose_head, read_params, save_params
-from applications.inversion_inputs import MAX_MEGAPIXELS, choose_face
+from applications.inversion_inputs import MAX_MEGAPIXELS, choose_face, photo_pictures
 from applications.preprocessing.align import Crop
 from applications.preprocessing.detect import Face
 from applications.preprocessing.fit import Fit
