@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,7 +159,12 @@ def test_views_take_turns(generator: Generator, views: list[View]) -> None:
     ws = generator.mapping.w_avg.expand(1, generator.num_ws, -1).clone()
     config = dataclasses.replace(CONFIG, tuning_steps=4, tuning_rate=0.0)
     tune_generator(
-        generator, ws, views, objective(), config, watch=lambda phase, step, terms, image: shown.append(terms.loss)
+        generator,
+        ws,
+        views,
+        objective(),
+        config,
+        watch=lambda phase, step, terms, image: shown.append(float(terms.loss.detach())),
     )
     assert shown[0] == shown[2]
     assert shown[1] == shown[3]
@@ -314,7 +320,7 @@ def test_random_perceptual_grows_with_the_error_and_has_gradients() -> None:
     assert moved.grad.abs().max() > 0
 
 
-def test_embedded_perceptual_is_its_own_distance(tmp_path) -> None:
+def test_embedded_perceptual_is_its_own_distance(tmp_path: Path) -> None:
     torch.manual_seed(0)
     write_embedded(tmp_path / 'e.npz', EmbeddedNetwork(), {'licence': 'none'})
     features = EmbeddedFeatures(tmp_path / 'e.npz')
@@ -325,7 +331,7 @@ def test_embedded_perceptual_is_its_own_distance(tmp_path) -> None:
     assert (network.name, network.content_hash) == ('embedded-features', features.content_hash)
 
 
-def test_lpips_is_the_published_formula(tmp_path) -> None:
+def test_lpips_is_the_published_formula(tmp_path: Path) -> None:
     tensors = lpips_tensors()
     torch.save({k: v for k, v in tensors.items() if k.startswith('features')}, tmp_path / 'vgg16.pth')
     torch.save({k: v for k, v in tensors.items() if k.startswith('lin')}, tmp_path / 'vgg.pth')
@@ -350,7 +356,7 @@ def test_lpips_is_the_published_formula(tmp_path) -> None:
     torch.testing.assert_close(network.distance(network.maps(first), network.maps(second)), expected)
 
 
-def test_lpips_mistakes(tmp_path) -> None:
+def test_lpips_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='--perceptual: expected'):
         load_perceptual('vgg')
     with pytest.raises(UserError, match='none: no such folder; it must hold'):

@@ -187,6 +187,8 @@ def test_known_labels_need_no_detector(network: Path, tmp_path: Path) -> None:
         result = invoke(project_avatar.main, *short, *options, '--outdir', tmp_path / name)
         assert result.exit_code == 0, result.output
     first, second = (load_snapshot(tmp_path / name / 'avatar.pkl') for name in runs)
+    assert first.avatar is not None
+    assert second.avatar is not None
     assert first.avatar.protocol == second.avatar.protocol
     assert torch.equal(first.avatar.ws, second.avatar.ws)
     assert sha256_file(network) == before

@@ -164,7 +164,7 @@ def main(
         raise UserError(f'{network}: expected a network trained with head model {model.name}')
     studio = Studio(model, resolution=loaded.generator.config.image_resolution)
     chosen = choose_objective(perceptual, Weights())
-    config = InversionConfig(space=space, latent_steps=latent_steps, tuning_steps=tuning_steps)  # type: ignore[arg-type]
+    config = InversionConfig(space='w' if space == 'w' else 'w+', latent_steps=latent_steps, tuning_steps=tuning_steps)
     judge = Objective(RandomPerceptual(), weights=Weights(), embedder=chosen.embedder)
     for role, network in (('losses', chosen), ('judge', judge)):
         click.echo(f'{role}: {json.dumps(network.networks())}')
