@@ -79,7 +79,7 @@ class RandomPerceptual(PerceptualNetwork):
         return RandomPerceptual(self.features.to(device))
 
     def maps(self, images: Tensor) -> Maps:
-        maps = []
+        maps: Maps = []
         for level, gain in enumerate(LEVEL_GAINS):
             images = F.avg_pool2d(images, 2) if level else images
             for filters, scale in ((self.features.first, gain), (self.features.second, 1.0)):
@@ -158,7 +158,8 @@ class Lpips(PerceptualNetwork):
 
 
 def _lpips_shapes() -> dict[str, list[int]]:
-    shapes, before = {}, 3
+    shapes: dict[str, list[int]] = {}
+    before = 3
     for index, (layers, width) in enumerate(zip(_SLICES, _WIDTHS, strict=True)):
         for layer in layers:
             shapes |= {f'features.{layer}.weight': [width, before, 3, 3], f'features.{layer}.bias': [width]}

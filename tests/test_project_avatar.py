@@ -171,8 +171,8 @@ def test_known_labels_need_no_detector(network: Path, tmp_path: Path) -> None:
     assert params is not None
     save_params(tmp_path / 'heads.npz', params)
     np.save(tmp_path / 'camera.npy', dataset.label([1]).numpy())
-    short = ['--network', network, '--latent-steps=1', '--tuning-steps=1', '--preview=0']
-    runs = {
+    short: list[object] = ['--network', network, '--latent-steps=1', '--tuning-steps=1', '--preview=0']
+    runs: dict[str, list[object]] = {
         'a': ['--dataset', f'{data}:1'],
         'b': [
             '--image',

@@ -166,8 +166,8 @@ def main(
     chosen = choose_objective(perceptual, Weights())
     config = InversionConfig(space='w' if space == 'w' else 'w+', latent_steps=latent_steps, tuning_steps=tuning_steps)
     judge = Objective(RandomPerceptual(), weights=Weights(), embedder=chosen.embedder)
-    for role, network in (('losses', chosen), ('judge', judge)):
-        click.echo(f'{role}: {json.dumps(network.networks())}')
+    for role, compared in (('losses', chosen), ('judge', judge)):
+        click.echo(f'{role}: {json.dumps(compared.networks())}')
     results = []
     for person in tqdm(range(num), desc='people'):
         known = truth(studio, model, seed=seed, person=person)
