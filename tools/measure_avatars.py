@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 
 import click
@@ -74,7 +75,7 @@ def truth(studio: Studio, model: MakeHumanHead, *, seed: int, person: int) -> Pe
 
 @torch.no_grad()
 def scores(draw: Callable[[View], Tensor], person: Person, objective: Objective) -> np.ndarray:
-    """Mean of COLUMNS over the views of each of KINDS, [3, 4]."""
+    """Mean of COLUMNS over the views of each of KINDS, [3, 4]; identity is NaN without an embedder."""
     rows = []
     for kind in KINDS:
         values = []
@@ -84,7 +85,7 @@ def scores(draw: Callable[[View], Tensor], person: Person, objective: Objective)
             terms = objective.terms(image, objective.target(view.image, view.weight))
             values.append(
                 [psnr(weighted_mean(error, view.weight)), psnr(error.mean())]
-                + [float(terms.perceptual), 1 - float(terms.identity)]
+                + [float(terms.perceptual), 1 - float(terms.identity) if objective.embedder else math.nan]
             )
         rows.append(np.mean(values, axis=0))
     return np.stack(rows)
@@ -142,7 +143,8 @@ def table(results: list[dict[str, np.ndarray]]) -> list[str]:
     for kind_index, kind in enumerate(KINDS):
         for method in results[0]:
             mean = np.mean([result[method][kind_index] for result in results], axis=0)
-            lines.append(f'| {method} | {kind} | {mean[0]:.2f} | {mean[1]:.2f} | {mean[2]:.4f} | {mean[3]:.3f} |')
+            same = '-' if math.isnan(mean[3]) else f'{mean[3]:.3f}'
+            lines.append(f'| {method} | {kind} | {mean[0]:.2f} | {mean[1]:.2f} | {mean[2]:.4f} | {same} |')
     return lines
 
 
