@@ -43,7 +43,12 @@ STEPS = click.IntRange(min=0)
     show_default=True,
     help='Network of the perceptual loss: embedded, random, lpips:FOLDER (your weights); auto: the first that is here.',
 )
-@click.option('--identity', default='auto', show_default=True, help='Of the identity loss: auto, embedded or none.')
+@click.option(
+    '--identity',
+    default='auto',
+    show_default=True,
+    help='Network of the identity loss: embedded, arcface:FILE (your weights), none; auto: embedded if it is here.',
+)
 @click.option(
     '--weight',
     'weights',

@@ -43,8 +43,8 @@ from applications.preprocessing.detect import FaceDetector, MediaPipeDetector
 from applications.samples import CameraRig, network_framing
 from dnnlib import UserError
 from dnnlib.files import atomic_write, make_output_folder, sha256_file
-from metrics.estimators.embedded import EmbeddedIdentity
 from metrics.estimators.embedded_network import DEFAULT_PATH
+from metrics.estimators.loading import load_identity_embedder
 from training.avatar import Avatar
 from training.checkpoint import LoadedGenerator, Snapshot, plain_state, save_snapshot
 from training.generator import Generator
@@ -81,11 +81,11 @@ class Inputs:
 def choose_objective(
     perceptual: str, weights: Weights, *, identity: str = 'auto', device: torch.device | str = 'cpu'
 ) -> Objective:
-    """The losses that options name; `identity`: embedded, none, or auto (embedded if its file is here)."""
-    if identity not in ('auto', 'embedded', 'none'):
-        raise UserError(f'--identity: expected auto, embedded or none, got {identity!r}')
-    known = identity == 'embedded' or (identity == 'auto' and DEFAULT_PATH.is_file())
-    embedder = EmbeddedIdentity().to(device) if known else None
+    """The losses that options name; `identity`: what load_identity_embedder takes, none, or auto (embedded if its
+    file is here)."""
+    if identity == 'auto':
+        identity = 'embedded' if DEFAULT_PATH.is_file() else 'none'
+    embedder = None if identity == 'none' else load_identity_embedder(identity).to(device)
     return Objective(load_perceptual(perceptual).to(device), weights=weights, embedder=embedder)
 
 

@@ -214,14 +214,15 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_perceptual(choice: str) -> PerceptualNetwork:
-    """'embedded', 'random', 'lpips:FOLDER', or 'auto' (embedded if its file is here); UserError otherwise."""
+    """'embedded' or 'embedded:FILE', 'random', 'lpips:FOLDER', or 'auto' (embedded if its file is here); UserError
+    otherwise."""
     if choice == 'auto':
         choice = 'embedded' if DEFAULT_PATH.is_file() else 'random'
-    if choice == 'embedded':
-        return EmbeddedPerceptual()
     if choice == 'random':
         return RandomPerceptual()
-    kind, _, folder = choice.partition(':')
-    if kind == 'lpips' and folder:
-        return load_lpips(folder)
+    kind, _, path = choice.partition(':')
+    if kind == 'embedded':
+        return EmbeddedPerceptual(EmbeddedFeatures(path or DEFAULT_PATH))
+    if kind == 'lpips' and path:
+        return load_lpips(path)
     raise UserError(f'--perceptual: expected auto, embedded, random or lpips:FOLDER, got {choice!r}')

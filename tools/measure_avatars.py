@@ -154,18 +154,27 @@ def table(results: list[dict[str, np.ndarray]]) -> list[str]:
 @click.option('--seed', default=1000, show_default=True, help='Of the people; another than that of the training data.')
 @click.option('--space', type=click.Choice(['w', 'w+']), default='w+', show_default=True)
 @click.option('--perceptual', default='auto', show_default=True, help='As project_avatar.py.')
+@click.option('--identity', default='auto', show_default=True, help='As project_avatar.py; judges as well.')
 @click.option('--latent-steps', default=450, show_default=True)
 @click.option('--tuning-steps', default=500, show_default=True)
 @click.option('--ablate', is_flag=True, help='Tune without the locality regularizer as well.')
 def main(
-    network: str, num: int, seed: int, space: str, perceptual: str, latent_steps: int, tuning_steps: int, ablate: bool
+    network: str,
+    num: int,
+    seed: int,
+    space: str,
+    perceptual: str,
+    identity: str,
+    latent_steps: int,
+    tuning_steps: int,
+    ablate: bool,
 ) -> None:
     """Print the errors of inverted people against ground-truth renderings."""
     loaded, model = load_generator(network), embedded_head()
     if loaded.head_model_name != model.name:
         raise UserError(f'{network}: expected a network trained with head model {model.name}')
     studio = Studio(model, resolution=loaded.generator.config.image_resolution)
-    chosen = choose_objective(perceptual, Weights())
+    chosen = choose_objective(perceptual, Weights(), identity=identity)
     config = InversionConfig(space='w' if space == 'w' else 'w+', latent_steps=latent_steps, tuning_steps=tuning_steps)
     judge = Objective(RandomPerceptual(), weights=Weights(), embedder=chosen.embedder)
     for role, compared in (('losses', chosen), ('judge', judge)):
