@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from applications import perceptual
+from applications.avatars import choose_objective
 from applications.inversion import (
     PLATEAU_STEPS,
     InversionConfig,
@@ -36,6 +37,7 @@ from metrics.estimators.embedded import EmbeddedFeatures
 from metrics.estimators.embedded_network import EmbeddedNetwork, write_embedded
 from tests.cases_avatars import made_pictures, objective, recorder
 from tests.cases_outputs import tiny_generator
+from tools.measure_avatars import Person, scores, table
 from training import cameras
 from training.generator import Generator
 from training.head.makehuman import embedded_head
@@ -329,6 +331,36 @@ def test_embedded_perceptual_is_its_own_distance(tmp_path: Path) -> None:
     distance = network.distance(network.maps(first), network.maps(second))
     torch.testing.assert_close(distance, features.module.distance(first, second)[0])
     assert (network.name, network.content_hash) == ('embedded-features', features.content_hash)
+
+
+def test_networks_are_chosen_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    write_embedded(tmp_path / 'e.npz', EmbeddedNetwork(), {'licence': 'none'})
+    spec = f'embedded:{tmp_path / "e.npz"}'
+    chosen = choose_objective(spec, Weights(pixel=3.0), identity=spec)
+    names = {role: network['name'] for role, network in chosen.networks().items() if network}
+    assert names == {'perceptual': 'embedded-features', 'identity': 'embedded-identity'}
+    assert chosen.weights.pixel == 3.0
+    assert choose_objective('random', Weights(), identity='none').networks()['identity'] is None
+    with pytest.raises(UserError, match='nobody'):
+        choose_objective('random', Weights(), identity='nobody')
+
+
+def test_measured_people_are_compared_with_the_truth(views: list[View]) -> None:
+    """The table of tools/measure_avatars.py: a copy of the input is perfect on the input alone."""
+    person = Person(
+        identity=torch.zeros(1, 64),
+        views={'input': views[:1], 'novel views': views[1:], 'novel expressions': views},
+    )
+    result = scores(lambda view: views[0].image, person, objective())
+    assert result[0, 0] > 90
+    assert result[0, 3] == pytest.approx(1.0, abs=1e-5)
+    error = (views[0].image - views[1].image).square()
+    assert result[1, 1] == pytest.approx(float(10 * torch.log10(4 / error.mean())), abs=1e-3)
+    assert result[2] - (result[0] + result[1]) / 2 == pytest.approx(np.zeros(4), abs=1e-5)
+    lines = table([{'copy': result}, {'copy': result + 2}])
+    assert len(lines) == 2 + 3
+    assert lines[2].startswith(f'| copy | input | {result[0, 0] + 1:.2f} |')
 
 
 def test_lpips_is_the_published_formula(tmp_path: Path) -> None:
