@@ -43,7 +43,12 @@ STEPS = click.IntRange(min=0)
     show_default=True,
     help='Network of the perceptual loss: embedded, random, lpips:FOLDER (your weights); auto: the first that is here.',
 )
-@click.option('--identity', default='auto', show_default=True, help='Of the identity loss: auto, embedded or none.')
+@click.option(
+    '--identity',
+    default='auto',
+    show_default=True,
+    help='Network of the identity loss: embedded, arcface:FILE (your weights), none; auto: embedded if it is here.',
+)
 @click.option(
     '--weight',
     'weights',
@@ -112,6 +117,8 @@ def main(
     open_folder(options)
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
     chosen = choose_precision(precision, choose_device(device))
+    if chosen.name == 'fp16':
+        raise UserError('--precision: in fp16 gradients would vanish; use bf16 or fp32')
     loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
     inputs = Inputs(
         images=image,

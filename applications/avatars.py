@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from applications import images
 from applications.avatar_sheet import draw_sheet
 from applications.heads import cpu_template, network_head_model, save_params
 from applications.inversion import (
@@ -36,22 +33,22 @@ from applications.inversion_inputs import (
     shared_identity,
     view_of,
 )
-from applications.inversion_losses import Objective, Terms, View, Weights
+from applications.inversion_losses import Objective, View, Weights
 from applications.inversion_novel import drawn_camera, head_source
+from applications.inversion_progress import Progress
 from applications.perceptual import load_perceptual
 from applications.preprocessing.detect import FaceDetector, MediaPipeDetector
 from applications.samples import CameraRig, network_framing
 from dnnlib import UserError
 from dnnlib.files import atomic_write, make_output_folder, sha256_file
-from metrics.estimators.embedded import EmbeddedIdentity
 from metrics.estimators.embedded_network import DEFAULT_PATH
+from metrics.estimators.loading import load_identity_embedder
 from training.avatar import Avatar
 from training.checkpoint import LoadedGenerator, Snapshot, plain_state, save_snapshot
 from training.generator import Generator
 from training.head.model import HeadModel, HeadParams
 
 PIVOT_FILE, AVATAR_FILE = 'pivot.npz', 'avatar.pkl'
-PREVIEW_SIZE = 192  # pixels of a cell
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +78,11 @@ class Inputs:
 def choose_objective(
     perceptual: str, weights: Weights, *, identity: str = 'auto', device: torch.device | str = 'cpu'
 ) -> Objective:
-    """The losses that options name; `identity`: embedded, none, or auto (embedded if its file is here)."""
-    if identity not in ('auto', 'embedded', 'none'):
-        raise UserError(f'--identity: expected auto, embedded or none, got {identity!r}')
-    known = identity == 'embedded' or (identity == 'auto' and DEFAULT_PATH.is_file())
-    embedder = EmbeddedIdentity().to(device) if known else None
+    """The losses that options name; `identity`: what load_identity_embedder takes, none, or auto (embedded if its
+    file is here)."""
+    if identity == 'auto':
+        identity = 'embedded' if DEFAULT_PATH.is_file() else 'none'
+    embedder = None if identity == 'none' else load_identity_embedder(identity).to(device)
     return Objective(load_perceptual(perceptual).to(device), weights=weights, embedder=embedder)
 
 
@@ -143,7 +140,7 @@ def make_avatar(
     identity = shared_identity(pictures)
     base = sha256_file(options.network)
     protocol = describe(objective, config, pictures, base=base)
-    watch = _Progress(views, folder / 'preview.png', config, every=options.preview_every)
+    watch = Progress(views, folder / 'preview.png', config, every=options.preview_every)
     statistics = latent_statistics(loaded.generator, rig.front(), samples=config.mean_samples, seed=config.seed)
     ws = read_pivot(folder / PIVOT_FILE, protocol)
     if ws is None:
@@ -265,60 +262,6 @@ def summary_lines(folder: Path, results: dict[str, Any]) -> list[str]:
             f'{numbers["steps_per_second"]:.2f} steps/s ({numbers["cpu_seconds_per_step"]:.2f} s of CPU a step)'
         )
     return [*lines, f'{folder / AVATAR_FILE}, {folder / "sheet.png"}']
-
-
-class _Progress:
-    """A bar for each phase, a preview picture from time to time, and the numbers of both phases."""
-
-    def __init__(self, views: Sequence[View], path: Path, config: InversionConfig, *, every: int) -> None:
-        self.views, self.path, self.every = views, path, every
-        self.totals = {'latent': config.latent_steps, 'tuning': config.tuning_steps}
-        self.losses: dict[str, list[float]] = {}
-        self.seconds: dict[str, float] = {}
-        self.cpu_seconds: dict[str, float] = {}
-        self._bar: tqdm | None = None
-        self._started = (time.perf_counter(), time.process_time())
-
-    def __call__(self, phase: str, step: int, terms: Terms, image: Tensor) -> None:
-        if phase not in self.losses:
-            self.close()
-            self.losses[phase] = []
-            self._bar = tqdm(total=self.totals[phase], desc=phase, unit='step')
-            self._started = (time.perf_counter(), time.process_time())
-        self.losses[phase].append(float(terms.loss.detach()))
-        self.seconds[phase] = time.perf_counter() - self._started[0]
-        self.cpu_seconds[phase] = time.process_time() - self._started[1]
-        assert self._bar is not None
-        self._bar.set_postfix_str(
-            f'loss {float(terms.loss.detach()):.4f} perceptual {float(terms.perceptual.detach()):.4f} '
-            f'pixel {float(terms.pixel.detach()):.4f} identity {float(terms.identity.detach()):.3f}',
-            refresh=False,
-        )
-        self._bar.update()
-        if self.every and (step + 1) % self.every == 0:
-            wanted = self.views[step % len(self.views)].image
-            cells = [images.resize(cell, PREVIEW_SIZE)[0].clamp(-1, 1).cpu() for cell in (wanted, image)]
-            images.save_png(self.path, images.grid(cells, 2))
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def summary(self) -> dict[str, Any]:
-        """Steps, means of the first and the last losses, and speed by phase."""
-        phases = {}
-        for phase, losses in self.losses.items():
-            few = max(1, len(losses) // 20)
-            timed = max(len(losses) - 1, 1)  # the clock starts after the first step
-            phases[phase] = {
-                'steps': len(losses),
-                'first': float(np.mean(losses[:few])),
-                'last': float(np.mean(losses[-few:])),
-                'steps_per_second': timed / max(self.seconds[phase], 1e-9),
-                'cpu_seconds_per_step': self.cpu_seconds[phase] / timed,
-            }
-        return {'phases': phases}
 
 
 def known_head(pictures: Sequence[Picture], model: HeadModel | None) -> HeadModel | None:

@@ -105,7 +105,7 @@ def _sefa(generator: Generator, part: str, rows: Tensor) -> Tensor:
     prefixes = tuple(name for name in prefixes if name.startswith(PARTS[part]))
     if not prefixes:
         raise UserError(f'--part={part}: this network has no such layers at --layers; choose another part or others')
-    weights = [generator.get_parameter(f'{name}affine.weight') for name in prefixes]
+    weights: list[Tensor] = [generator.get_parameter(f'{name}affine.weight') for name in prefixes]
     styles = F.normalize(torch.cat(weights).double(), dim=1)  # every style channel counts alike
     _, vectors = torch.linalg.eigh(styles.t() @ styles)
     return vectors.flip(1).t().float()

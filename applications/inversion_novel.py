@@ -37,7 +37,7 @@ def drawn_head(model: HeadModel, identity: Tensor, rng: torch.Generator) -> Head
     """The person [1, num_identity] with a random expression, jaw and gaze."""
     params = model.neutral().replace(identity=identity)
     names = model.expression_names
-    for index in torch.randint(len(names), [2 if names else 0], generator=rng).tolist():
+    for index in torch.randint(max(len(names), 1), [2 if names else 0], generator=rng).tolist():
         unit = model.named_expression(names[index], LARGEST * float(torch.rand(1, generator=rng)))
         params = params.replace(expression=params.expression + unit.expression)
     gaze = GAZE * torch.randn(2, generator=rng).clamp(-2, 2)

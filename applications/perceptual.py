@@ -79,7 +79,7 @@ class RandomPerceptual(PerceptualNetwork):
         return RandomPerceptual(self.features.to(device))
 
     def maps(self, images: Tensor) -> Maps:
-        maps = []
+        maps: Maps = []
         for level, gain in enumerate(LEVEL_GAINS):
             images = F.avg_pool2d(images, 2) if level else images
             for filters, scale in ((self.features.first, gain), (self.features.second, 1.0)):
@@ -158,7 +158,8 @@ class Lpips(PerceptualNetwork):
 
 
 def _lpips_shapes() -> dict[str, list[int]]:
-    shapes, before = {}, 3
+    shapes: dict[str, list[int]] = {}
+    before = 3
     for index, (layers, width) in enumerate(zip(_SLICES, _WIDTHS, strict=True)):
         for layer in layers:
             shapes |= {f'features.{layer}.weight': [width, before, 3, 3], f'features.{layer}.bias': [width]}
@@ -213,14 +214,15 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_perceptual(choice: str) -> PerceptualNetwork:
-    """'embedded', 'random', 'lpips:FOLDER', or 'auto' (embedded if its file is here); UserError otherwise."""
+    """'embedded' or 'embedded:FILE', 'random', 'lpips:FOLDER', or 'auto' (embedded if its file is here); UserError
+    otherwise."""
     if choice == 'auto':
         choice = 'embedded' if DEFAULT_PATH.is_file() else 'random'
-    if choice == 'embedded':
-        return EmbeddedPerceptual()
     if choice == 'random':
         return RandomPerceptual()
-    kind, _, folder = choice.partition(':')
-    if kind == 'lpips' and folder:
-        return load_lpips(folder)
+    kind, _, path = choice.partition(':')
+    if kind == 'embedded':
+        return EmbeddedPerceptual(EmbeddedFeatures(path or DEFAULT_PATH))
+    if kind == 'lpips' and path:
+        return load_lpips(path)
     raise UserError(f'--perceptual: expected auto, embedded, random or lpips:FOLDER, got {choice!r}')

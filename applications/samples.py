@@ -152,9 +152,15 @@ def _people(generator: Generator, options: SampleOptions, latent: Tensor | None)
     if latent is not None:
         yield 'avatar', latent + shift
         return
-    truncation = {'truncation_psi': options.truncation_psi, 'truncation_cutoff': options.truncation_cutoff}
     for seed in options.seeds:
-        yield f'seed{seed:04d}', seed_latents(generator, [seed], rig=options.rig, **truncation) + shift
+        ws = seed_latents(
+            generator,
+            [seed],
+            truncation_psi=options.truncation_psi,
+            truncation_cutoff=options.truncation_cutoff,
+            rig=options.rig,
+        )
+        yield f'seed{seed:04d}', ws + shift
 
 
 def write_shape(

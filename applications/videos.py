@@ -152,11 +152,11 @@ def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
     heads = _planned_heads(loaded, options)
     frames = len(heads) if options.drive else options.frames or DEFAULT_FRAMES
     rig = CameraRig.of(loaded.config, framing=loaded.info.framing)
-    truncation = {'truncation_psi': options.truncation_psi, 'truncation_cutoff': options.truncation_cutoff}
+    psi, cutoff = options.truncation_psi, options.truncation_cutoff
     if options.own_latent and loaded.avatar is not None and not interpolate:
-        ws = avatar_latent(loaded, loaded.avatar, **truncation).expand(cells, -1, -1)
+        ws = avatar_latent(loaded, loaded.avatar, truncation_psi=psi, truncation_cutoff=cutoff).expand(cells, -1, -1)
     else:
-        ws = seed_latents(loaded.generator, seeds, rig=rig, **truncation)
+        ws = seed_latents(loaded.generator, seeds, truncation_psi=psi, truncation_cutoff=cutoff, rig=rig)
     shift = direction_shift(options.directions, loaded.generator)
     ws = ws if shift is None else ws + shift
     latents: Latents = StillLatents(ws)

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from applications import perceptual
+from applications.avatars import choose_objective
 from applications.inversion import (
     PLATEAU_STEPS,
     InversionConfig,
@@ -35,6 +37,7 @@ from metrics.estimators.embedded import EmbeddedFeatures
 from metrics.estimators.embedded_network import EmbeddedNetwork, write_embedded
 from tests.cases_avatars import made_pictures, objective, recorder
 from tests.cases_outputs import tiny_generator
+from tools.measure_avatars import Person, scores, table
 from training import cameras
 from training.generator import Generator
 from training.head.makehuman import embedded_head
@@ -158,7 +161,12 @@ def test_views_take_turns(generator: Generator, views: list[View]) -> None:
     ws = generator.mapping.w_avg.expand(1, generator.num_ws, -1).clone()
     config = dataclasses.replace(CONFIG, tuning_steps=4, tuning_rate=0.0)
     tune_generator(
-        generator, ws, views, objective(), config, watch=lambda phase, step, terms, image: shown.append(terms.loss)
+        generator,
+        ws,
+        views,
+        objective(),
+        config,
+        watch=lambda phase, step, terms, image: shown.append(float(terms.loss.detach())),
     )
     assert shown[0] == shown[2]
     assert shown[1] == shown[3]
@@ -314,7 +322,7 @@ def test_random_perceptual_grows_with_the_error_and_has_gradients() -> None:
     assert moved.grad.abs().max() > 0
 
 
-def test_embedded_perceptual_is_its_own_distance(tmp_path) -> None:
+def test_embedded_perceptual_is_its_own_distance(tmp_path: Path) -> None:
     torch.manual_seed(0)
     write_embedded(tmp_path / 'e.npz', EmbeddedNetwork(), {'licence': 'none'})
     features = EmbeddedFeatures(tmp_path / 'e.npz')
@@ -325,7 +333,37 @@ def test_embedded_perceptual_is_its_own_distance(tmp_path) -> None:
     assert (network.name, network.content_hash) == ('embedded-features', features.content_hash)
 
 
-def test_lpips_is_the_published_formula(tmp_path) -> None:
+def test_networks_are_chosen_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    write_embedded(tmp_path / 'e.npz', EmbeddedNetwork(), {'licence': 'none'})
+    spec = f'embedded:{tmp_path / "e.npz"}'
+    chosen = choose_objective(spec, Weights(pixel=3.0), identity=spec)
+    names = {role: network['name'] for role, network in chosen.networks().items() if network}
+    assert names == {'perceptual': 'embedded-features', 'identity': 'embedded-identity'}
+    assert chosen.weights.pixel == 3.0
+    assert choose_objective('random', Weights(), identity='none').networks()['identity'] is None
+    with pytest.raises(UserError, match='nobody'):
+        choose_objective('random', Weights(), identity='nobody')
+
+
+def test_measured_people_are_compared_with_the_truth(views: list[View]) -> None:
+    """The table of tools/measure_avatars.py: a copy of the input is perfect on the input alone."""
+    person = Person(
+        identity=torch.zeros(1, 64),
+        views={'input': views[:1], 'novel views': views[1:], 'novel expressions': views},
+    )
+    result = scores(lambda view: views[0].image, person, objective())
+    assert result[0, 0] > 90
+    assert result[0, 3] == pytest.approx(1.0, abs=1e-5)
+    error = (views[0].image - views[1].image).square()
+    assert result[1, 1] == pytest.approx(float(10 * torch.log10(4 / error.mean())), abs=1e-3)
+    assert result[2] - (result[0] + result[1]) / 2 == pytest.approx(np.zeros(4), abs=1e-5)
+    lines = table([{'copy': result}, {'copy': result + 2}])
+    assert len(lines) == 2 + 3
+    assert lines[2].startswith(f'| copy | input | {result[0, 0] + 1:.2f} |')
+
+
+def test_lpips_is_the_published_formula(tmp_path: Path) -> None:
     tensors = lpips_tensors()
     torch.save({k: v for k, v in tensors.items() if k.startswith('features')}, tmp_path / 'vgg16.pth')
     torch.save({k: v for k, v in tensors.items() if k.startswith('lin')}, tmp_path / 'vgg.pth')
@@ -350,7 +388,7 @@ def test_lpips_is_the_published_formula(tmp_path) -> None:
     torch.testing.assert_close(network.distance(network.maps(first), network.maps(second)), expected)
 
 
-def test_lpips_mistakes(tmp_path) -> None:
+def test_lpips_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='--perceptual: expected'):
         load_perceptual('vgg')
     with pytest.raises(UserError, match='none: no such folder; it must hold'):

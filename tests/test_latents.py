@@ -173,10 +173,10 @@ def test_scripts_follow_a_direction(network: Path, generator: Generator, tmp_pat
     image = generator.render(generator.deform(expected, posed), RIG.front()).image[0]
     assert np.abs(pictures[0] - pictures[1]).max() > 2
     assert np.abs(pictures[1] - to_array(image.clamp(-1, 1))).max() <= 1
-    options = VideoOptions(seeds=(0,), output='x.mp4', columns=1, rows=1, motions=('still',))
+    still = VideoOptions(seeds=(0,), output='x.mp4', columns=1, rows=1, motions=('still',))
     loaded = load_generator(network)
     ws = [
-        plan_scene(loaded, dataclasses.replace(options, directions=given)).latents.at(0)
+        plan_scene(loaded, dataclasses.replace(still, directions=given)).latents.at(0)
         for given in ((), (direction.removeprefix('--direction='),))
     ]
     torch.testing.assert_close(ws[1] - ws[0], found.shift(0, 3))

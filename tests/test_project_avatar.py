@@ -18,11 +18,12 @@ from PIL import Image
 import gen_samples
 import gen_videos
 import project_avatar
-from applications import avatars, images
+from applications import avatars, images, inversion_inputs
 from applications.heads import HeadChoice, choose_head, read_params, save_params
-from applications.inversion_inputs import MAX_MEGAPIXELS, choose_face
+from applications.inversion_inputs import MAX_MEGAPIXELS, choose_face, photo_pictures
 from applications.preprocessing.align import Crop
 from applications.preprocessing.detect import Face
+from applications.preprocessing.fit import Fit
 from applications.samples import CameraRig, network_framing
 from dnnlib import UserError
 from dnnlib.files import sha256_file
@@ -170,8 +171,8 @@ def test_known_labels_need_no_detector(network: Path, tmp_path: Path) -> None:
     assert params is not None
     save_params(tmp_path / 'heads.npz', params)
     np.save(tmp_path / 'camera.npy', dataset.label([1]).numpy())
-    short = ['--network', network, '--latent-steps=1', '--tuning-steps=1', '--preview=0']
-    runs = {
+    short: list[object] = ['--network', network, '--latent-steps=1', '--tuning-steps=1', '--preview=0']
+    runs: dict[str, list[object]] = {
         'a': ['--dataset', f'{data}:1'],
         'b': [
             '--image',
@@ -186,6 +187,8 @@ def test_known_labels_need_no_detector(network: Path, tmp_path: Path) -> None:
         result = invoke(project_avatar.main, *short, *options, '--outdir', tmp_path / name)
         assert result.exit_code == 0, result.output
     first, second = (load_snapshot(tmp_path / name / 'avatar.pkl') for name in runs)
+    assert first.avatar is not None
+    assert second.avatar is not None
     assert first.avatar.protocol == second.avatar.protocol
     assert torch.equal(first.avatar.ws, second.avatar.ws)
     assert sha256_file(network) == before
@@ -271,6 +274,25 @@ def test_one_of_two_faces(faces: dict[int, list[Face]], tmp_path: Path) -> None:
             columns(face)
 
 
+def test_a_face_that_is_too_small_is_refused(
+    faces: dict[int, list[Face]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits of from-photos hold; the fit is given, since it is slow and tested elsewhere."""
+    photo(4).save(tmp_path / '4.png')
+    fit = Fit(
+        params=HEAD.neutral(),
+        label=CameraRig().front(),
+        landmarks=torch.zeros(1, 68, 2),
+        error=torch.zeros(1, 68),
+        iris_error=None,
+    )
+    monkeypatch.setattr(
+        inversion_inputs, 'fit_and_crop', lambda model, found, **options: ([Crop(60.0, 140.0, 70.0)], fit)
+    )
+    with pytest.raises(UserError, match=r'4.png: face too small .*; choose another photograph'):
+        photo_pictures([str(tmp_path)], HEAD, FakeDetector(faces), resolution=16, framing='pivot', face='1')
+
+
 @pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
@@ -281,7 +303,6 @@ def test_one_of_two_faces(faces: dict[int, list[Face]], tmp_path: Path) -> None:
         (['--image', 'empty'], '--image empty: holds no photograph'),
         (['--image', '3.png'], '3.png: no face found'),
         (['--image', '4.png'], '4.png: 2 faces; choose by --face=largest'),
-        (['--image', 'small.png', '--face', '1'], 'small.png: face too small'),
         (['--image', 'cut.png'], 'cut.png: corrupt picture'),
         (['--image', 'text.jpg'], 'text.jpg: not a picture'),
         (['--image', 'huge.png'], f'huge.png: 20000 x 6000 pixels; expected at most {MAX_MEGAPIXELS} megapixels'),
@@ -309,7 +330,6 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     for key in (1, 3, 4):
         photo(key).save(f'{key}.png')
-    photo(4).save('small.png')
     Path('empty').mkdir()
     Path('text.jpg').write_text('no picture')
     Path('cut.png').write_bytes(Path('1.png').read_bytes()[:300])

@@ -110,8 +110,8 @@ def feature_scores(extractor: EmbeddedFeatures, pictures: Pictures) -> dict[str,
     real = statistics(features[:half].numpy())
     return {
         'explained': {name: float(part.mean()) for name, part in zip(ATTRIBUTES, explained, strict=True)},
-        'fd_other_half': frechet_distance(real, statistics(features[half:].numpy())),
-        'fd_other_half_blurred': frechet_distance(real, statistics(extractor(blurred).numpy())),
+        'fd_other_half': float(frechet_distance(real, statistics(features[half:].numpy()))),
+        'fd_other_half_blurred': float(frechet_distance(real, statistics(extractor(blurred).numpy()))),
     }
 
 
@@ -133,6 +133,13 @@ def evaluate(path: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+def rounded(value: Any) -> Any:
+    """The numbers of a card with four digits behind the point."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
 @click.command(cls=Command)
 @click.option('--work', default='runs/estimators', show_default=True, help='Folder of the rendered datasets.')
 @click.option('--file', 'path', default=str(DEFAULT_PATH), show_default='assets/estimators/synthetic.npz')
@@ -146,10 +153,10 @@ def main(work: str, path: str, out: str | None) -> None:
         'sha256': file.content_hash,
         **file.header,
         'units': 'expression: weights of named targets; rotations and gaze: radians; means of absolute errors',
-        'held_out': evaluate(Path(path), make_output_folder(work)),
+        'held_out': rounded(evaluate(Path(path), make_output_folder(work))),
     }
     target = Path(out) if out else Path(path).with_suffix('.json')
-    text = json.dumps(card, indent=2, default=float)
+    text = json.dumps(card, indent=2)
     with atomic_write(target) as handle:
         handle.write((text + '\n').encode())
     click.echo(text)

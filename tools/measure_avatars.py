@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 
 import click
@@ -74,7 +75,7 @@ def truth(studio: Studio, model: MakeHumanHead, *, seed: int, person: int) -> Pe
 
 @torch.no_grad()
 def scores(draw: Callable[[View], Tensor], person: Person, objective: Objective) -> np.ndarray:
-    """Mean of COLUMNS over the views of each of KINDS, [3, 4]."""
+    """Mean of COLUMNS over the views of each of KINDS, [3, 4]; identity is NaN without an embedder."""
     rows = []
     for kind in KINDS:
         values = []
@@ -84,7 +85,7 @@ def scores(draw: Callable[[View], Tensor], person: Person, objective: Objective)
             terms = objective.terms(image, objective.target(view.image, view.weight))
             values.append(
                 [psnr(weighted_mean(error, view.weight)), psnr(error.mean())]
-                + [float(terms.perceptual), 1 - float(terms.identity)]
+                + [float(terms.perceptual), 1 - float(terms.identity) if objective.embedder else math.nan]
             )
         rows.append(np.mean(values, axis=0))
     return np.stack(rows)
@@ -142,7 +143,8 @@ def table(results: list[dict[str, np.ndarray]]) -> list[str]:
     for kind_index, kind in enumerate(KINDS):
         for method in results[0]:
             mean = np.mean([result[method][kind_index] for result in results], axis=0)
-            lines.append(f'| {method} | {kind} | {mean[0]:.2f} | {mean[1]:.2f} | {mean[2]:.4f} | {mean[3]:.3f} |')
+            same = '-' if math.isnan(mean[3]) else f'{mean[3]:.3f}'
+            lines.append(f'| {method} | {kind} | {mean[0]:.2f} | {mean[1]:.2f} | {mean[2]:.4f} | {same} |')
     return lines
 
 
@@ -152,22 +154,31 @@ def table(results: list[dict[str, np.ndarray]]) -> list[str]:
 @click.option('--seed', default=1000, show_default=True, help='Of the people; another than that of the training data.')
 @click.option('--space', type=click.Choice(['w', 'w+']), default='w+', show_default=True)
 @click.option('--perceptual', default='auto', show_default=True, help='As project_avatar.py.')
+@click.option('--identity', default='auto', show_default=True, help='As project_avatar.py; judges as well.')
 @click.option('--latent-steps', default=450, show_default=True)
 @click.option('--tuning-steps', default=500, show_default=True)
 @click.option('--ablate', is_flag=True, help='Tune without the locality regularizer as well.')
 def main(
-    network: str, num: int, seed: int, space: str, perceptual: str, latent_steps: int, tuning_steps: int, ablate: bool
+    network: str,
+    num: int,
+    seed: int,
+    space: str,
+    perceptual: str,
+    identity: str,
+    latent_steps: int,
+    tuning_steps: int,
+    ablate: bool,
 ) -> None:
     """Print the errors of inverted people against ground-truth renderings."""
     loaded, model = load_generator(network), embedded_head()
     if loaded.head_model_name != model.name:
         raise UserError(f'{network}: expected a network trained with head model {model.name}')
     studio = Studio(model, resolution=loaded.generator.config.image_resolution)
-    chosen = choose_objective(perceptual, Weights())
-    config = InversionConfig(space=space, latent_steps=latent_steps, tuning_steps=tuning_steps)  # type: ignore[arg-type]
+    chosen = choose_objective(perceptual, Weights(), identity=identity)
+    config = InversionConfig(space='w' if space == 'w' else 'w+', latent_steps=latent_steps, tuning_steps=tuning_steps)
     judge = Objective(RandomPerceptual(), weights=Weights(), embedder=chosen.embedder)
-    for role, network in (('losses', chosen), ('judge', judge)):
-        click.echo(f'{role}: {json.dumps(network.networks())}')
+    for role, compared in (('losses', chosen), ('judge', judge)):
+        click.echo(f'{role}: {json.dumps(compared.networks())}')
     results = []
     for person in tqdm(range(num), desc='people'):
         known = truth(studio, model, seed=seed, person=person)

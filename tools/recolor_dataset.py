@@ -55,9 +55,8 @@ def main(source: str, target: str, style: str, num: int | None) -> None:
         target, resolution=dataset.resolution, head_model=model.name, head_model_hash=model.content_hash
     ) as writer:
         for index in range(count):
-            head = dataset.head_params([index])
-            if head is None:
-                head = dataset.head_input([index])
+            params = dataset.head_params([index])
+            head = dataset.head_input([index]) if params is None else params
             pixels = dataset.image(index).transpose(1, 2, 0)
             writer.add(STYLES[style](pixels), label=dataset.label([index])[0], head=head)
     click.echo(f'{target}: {count} images of {dataset.resolution} px as {style}')

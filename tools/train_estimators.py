@@ -10,33 +10,39 @@ network on the same machine and version of PyTorch.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from dnnlib.cli import Command
 from dnnlib.files import make_output_folder
 from metrics.estimators.embedded_network import DEFAULT_PATH, EmbeddedNetwork, write_embedded
 from tools.estimators.augment import augment, spoil
 from tools.estimators.data import Mirror, Pictures, expression_names_matrix, load_pictures
-from tools.estimators.objective import MARGIN, Objective, total
+from tools.estimators.objective import Objective, total
 from torch_utils.rng import stream
 from training.head.makehuman import embedded_head
 
 TRAINING_SETS = ((0, 4000), (1001, 3200))  # seed, images
 BATCH, NUM_SPOILT = 64, 4
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.02
-WARM_UP = 0.1  # share of the steps in which the learning rate and the margin grow
+WARM_UP = 0.1  # share of the steps in which the learning rate grows
 REPORT_EVERY = 100
 LICENCE = 'CC0 1.0'
 
 
-def batch_rows(count: int, *, steps: int, seed: int) -> torch.Tensor:
-    """Rows [steps, BATCH] of epochs in random order."""
-    epochs = -(-steps * BATCH // count)
-    orders = [torch.randperm(count, generator=stream('estimators', seed, 'order', k)) for k in range(epochs)]
-    return torch.cat(orders)[: steps * BATCH].reshape(steps, BATCH)
+def batch_rows(person: torch.Tensor, *, steps: int, seed: int) -> torch.Tensor:
+    """Rows [steps, BATCH]: pairs of pictures of a person [N], whose number of pictures is even, in random order."""
+    epochs = []
+    for number in range(-(-steps * BATCH // len(person))):
+        rng = stream('estimators', seed, 'order', number)
+        shuffled = torch.randperm(len(person), generator=rng)
+        pairs = shuffled[person[shuffled].argsort(stable=True)].reshape(-1, 2)
+        epochs.append(pairs[torch.randperm(len(pairs), generator=rng)].reshape(-1))
+    return torch.cat(epochs)[: steps * BATCH].reshape(steps, BATCH)
 
 
 def prepare(batch: Pictures, mirror: Mirror, *, rng: torch.Generator) -> tuple[Pictures, torch.Tensor, torch.Tensor]:
@@ -46,23 +52,23 @@ def prepare(batch: Pictures, mirror: Mirror, *, rng: torch.Generator) -> tuple[P
     return batch, images, spoil(images[:NUM_SPOILT], rng=rng)
 
 
-def train(pictures: Pictures, *, steps: int, seed: int) -> EmbeddedNetwork:
-    """The trained network, not folded."""
+def train(pictures: Pictures, *, steps: int, seed: int, save: Callable[[EmbeddedNetwork], None]) -> EmbeddedNetwork:
+    """The trained network, not folded; `save` gets what there is now and then."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initial weights
         network = EmbeddedNetwork()
-        objective = Objective(network, pictures).to(memory_format=torch.channels_last)
+        objective = Objective(network, pictures)
+        convert_conv2d_weight_memory_format(objective, torch.channels_last)
     network.expression_names.copy_(expression_names_matrix())
     optimizer = torch.optim.AdamW(objective.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=LEARNING_RATE, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False
     )
     mirror, started, seen = Mirror.of_embedded_head(), time.process_time(), dict[str, float]()
-    for step, rows in enumerate(batch_rows(len(pictures), steps=steps, seed=seed)):
+    for step, rows in enumerate(batch_rows(pictures.person, steps=steps, seed=seed)):
         rng = stream('estimators', seed, 'augment', step)
         batch, images, spoilt = prepare(pictures.rows(rows), mirror, rng=rng)
-        margin = MARGIN * min(1.0, step / max(1.0, 3 * WARM_UP * steps))
-        losses = objective(images.contiguous(memory_format=torch.channels_last), batch, spoilt, margin=margin)
+        losses = objective(images.contiguous(memory_format=torch.channels_last), batch, spoilt)
         optimizer.zero_grad()
         total(losses).backward()
         optimizer.step()
@@ -73,13 +79,14 @@ def train(pictures: Pictures, *, steps: int, seed: int) -> EmbeddedNetwork:
             terms = '  '.join(f'{name} {value:.3f}' for name, value in seen.items())
             click.echo(f'step {step + 1}/{steps}  {time.process_time() - started:.0f} CPU s  {terms}')
             seen.clear()
-    return network.eval()
+            save(network)
+    return network
 
 
 @click.command(cls=Command)
 @click.option('--work', default='runs/estimators', show_default=True, help='Folder of the rendered datasets.')
 @click.option('--out', default=str(DEFAULT_PATH), show_default='assets/estimators/synthetic.npz', help='File to write.')
-@click.option('--steps', default=1600, show_default=True, help=f'Steps of {BATCH} pictures.')
+@click.option('--steps', default=500, show_default=True, help=f'Steps of {BATCH} pictures.')
 @click.option('--seed', default=0, show_default=True, help='Of weights, order and augmentation.')
 def main(work: str, out: str, steps: int, seed: int) -> None:
     """Train the embedded estimators."""
@@ -87,7 +94,6 @@ def main(work: str, out: str, steps: int, seed: int) -> None:
     make_output_folder(Path(out).parent)
     torch.set_num_threads(1)
     pictures = Pictures.join([load_pictures(folder, seed=number, num=num) for number, num in TRAINING_SETS])
-    network = train(pictures, steps=steps, seed=seed)
     model = embedded_head()
     training = {
         'command': f'python -m tools.train_estimators --steps={steps} --seed={seed}',
@@ -97,6 +103,7 @@ def main(work: str, out: str, steps: int, seed: int) -> None:
         'torch': torch.__version__,
     }
     header = {'head_model': model.name, 'head_model_hash': model.content_hash, 'licence': LICENCE, 'training': training}
+    network = train(pictures, steps=steps, seed=seed, save=lambda network: write_embedded(out, network, header))
     write_embedded(out, network, header)
     click.echo(f'{out}: {sum(value.numel() for value in network.folded().state_dict().values())} numbers')
 

@@ -23,16 +23,23 @@ from metrics.estimators.base import (
     head_rotation,
     one_by_one,
 )
-from metrics.estimators.embedded_network import DEFAULT_PATH, HEAD_SIZES, NUM_IDENTITY, WIDTHS, read_embedded
+from metrics.estimators.embedded_network import (
+    DEFAULT_PATH,
+    HEAD_SIZES,
+    NUM_IDENTITY,
+    WIDTHS,
+    EmbeddedNetwork,
+    read_embedded,
+)
 from metrics.features import FeatureExtractor, check_batch
 
 
 class _Module(nn.Module):
-    """A copy of the network of a file, without gradients of its weights."""
+    """A part of the network of a file, without gradients of its weights."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, network: EmbeddedNetwork) -> None:
         super().__init__()
-        self.network = copy.deepcopy(read_embedded(path).network)
+        self.network = network
 
 
 class HeadModule(_Module):
@@ -82,7 +89,7 @@ class EmbeddedHeadEstimator(HeadEstimator):
         file = read_embedded(path)
         self.content_hash = file.content_hash
         self.licence = file.header['licence']
-        self.module = HeadModule(path)
+        self.module = HeadModule(file.network)
 
     def to(self, device: torch.device | str) -> EmbeddedHeadEstimator:
         """See HeadEstimator.to."""
@@ -127,7 +134,7 @@ class EmbeddedIdentity(IdentityEmbedder):
         file = read_embedded(path)
         self.content_hash = file.content_hash
         self.licence = file.header['licence']
-        self.module = IdentityModule(path)
+        self.module = IdentityModule(file.network)
 
     def to(self, device: torch.device | str) -> EmbeddedIdentity:
         """See IdentityEmbedder.to."""
@@ -149,7 +156,7 @@ class EmbeddedFeatures(FeatureExtractor):
         file = read_embedded(path)
         self.content_hash = file.content_hash
         self.licence = file.header['licence']
-        self.module = FeatureModule(path)
+        self.module = FeatureModule(file.network)
 
     def to(self, device: torch.device | str) -> EmbeddedFeatures:
         """See FeatureExtractor.to."""

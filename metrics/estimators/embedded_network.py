@@ -8,7 +8,6 @@ The file is an npz of float16 weights with batch normalization folded away, and 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import zipfile
@@ -30,6 +29,10 @@ RESOLUTION = 64
 WIDTHS = (24, 48, 96, 192)  # channels at 32, 16, 8 and 4 px
 BLOCKS = (0, 1, 1, 1)  # residual layers at each
 SQUEEZED = 64  # channels of the last map that the heads see, with their places
+FINE = 24  # channels of the 8 px map that the head parameters see beside it
+# Where eyes are in the 32 px map (rows, columns), and what is made of it: an iris moves by less than a pixel.
+EYES = (slice(8, 18), slice(6, 26))
+EYE_WIDTH, EYE_HIDDEN = 48, 96
 HIDDEN = 192
 NUM_EXPRESSION = 52
 NUM_IDENTITY = 128
@@ -68,6 +71,10 @@ class Layer(nn.Module):
 class EmbeddedNetwork(nn.Module):
     """Float images [N, 3, H, W] in [-1, 1], of any size -> activations, head parameters, identity; differentiable."""
 
+    head_mean: Tensor
+    head_scale: Tensor
+    expression_names: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         stages, channels = [], 3
@@ -79,7 +86,10 @@ class EmbeddedNetwork(nn.Module):
         self.stages = nn.ModuleList(stages)
         places = (RESOLUTION // 2 ** len(WIDTHS)) ** 2
         self.head_squeeze = nn.Conv2d(channels, SQUEEZED, 1)
-        self.head_hidden = nn.Linear(SQUEEZED * places, HIDDEN)
+        self.head_fine = nn.Conv2d(WIDTHS[-2], FINE, 1)
+        self.eyes = nn.Sequential(Layer(WIDTHS[0], EYE_WIDTH), Layer(EYE_WIDTH, EYE_WIDTH, stride=2))
+        self.eyes_hidden = nn.Linear(EYE_WIDTH * 5 * 10, EYE_HIDDEN)
+        self.head_hidden = nn.Linear(SQUEEZED * places + FINE * 4 * places + EYE_HIDDEN, HIDDEN)
         self.head_output = nn.Linear(HIDDEN, sum(HEAD_SIZES.values()))
         self.identity_squeeze = nn.Conv2d(channels, SQUEEZED, 1)
         self.identity_output = nn.Linear(SQUEEZED * places, NUM_IDENTITY)
@@ -98,14 +108,17 @@ class EmbeddedNetwork(nn.Module):
             maps.append(stage(maps[-1]))
         return maps[1:]
 
-    def head_units(self, last: Tensor) -> Tensor:
-        """Last map -> head parameters [N, 63] in standard deviations, in the order of HEAD_SIZES."""
-        x = F.leaky_relu(self.head_squeeze(last), LEAK).flatten(1)
-        return self.head_output(F.leaky_relu(self.head_hidden(x), LEAK))
+    def head_features(self, maps: list[Tensor]) -> Tensor:
+        """Maps -> what head parameters are read from [N, 192]."""
+        eyes = self.eyes(maps[0][:, :, EYES[0], EYES[1]]).flatten(1)
+        parts = [self.head_squeeze(maps[-1]).flatten(1), self.head_fine(maps[-2]).flatten(1), self.eyes_hidden(eyes)]
+        x = F.leaky_relu(torch.cat(parts, dim=1), LEAK)
+        return F.leaky_relu(self.head_hidden(x), LEAK)
 
     def head(self, images: Tensor) -> Tensor:
         """Head parameters [N, 63]: expression, jaw, rotation, gaze (left yaw, pitch, right yaw, pitch), face logit."""
-        return self.head_units(self.activations(images)[-1]) * self.head_scale + self.head_mean
+        units = self.head_output(self.head_features(self.activations(images)))  # in standard deviations
+        return units * self.head_scale + self.head_mean
 
     def identity_vector(self, last: Tensor) -> Tensor:
         """Last map -> unit vectors [N, 128]."""
@@ -137,17 +150,17 @@ class EmbeddedFile:
 
 def write_embedded(path: str | os.PathLike[str], network: EmbeddedNetwork, header: dict[str, Any]) -> None:
     """Store a trained network, folded, in float16 (buffers in float32)."""
-    buffers = {name for name, _ in network.named_buffers() if name.startswith(('head_', 'expression_'))}
-    arrays = {
+    buffers = {'head_mean', 'head_scale', 'expression_names'}
+    arrays: dict[str, Any] = {
         name: value.numpy().astype(np.float32 if name in buffers else np.float16)
         for name, value in network.folded().state_dict().items()
     }
     text = json.dumps({'format': FORMAT, 'version': VERSION, **header}, sort_keys=True)
+    arrays[_HEADER] = np.frombuffer(text.encode(), dtype=np.uint8)
     with atomic_write(path) as handle:
-        np.savez(handle, **{_HEADER: np.frombuffer(text.encode(), dtype=np.uint8)}, **arrays)
+        np.savez(handle, **arrays)
 
 
-@functools.lru_cache(maxsize=2)
 def read_embedded(path: str | os.PathLike[str] = DEFAULT_PATH) -> EmbeddedFile:
     """The estimators in a file; UserError, one line: none there, damaged, of another kind or version."""
     source = Path(path)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_SHIFT = 0.05  # of the half side
-MAX_ZOOM = 0.06
-MAX_NOISE = 0.08
+MAX_ZOOM = 0.04
+MAX_NOISE = 0.05
 MAX_GAIN = 0.12
 GREY = (0.299, 0.587, 0.114)
 
@@ -16,12 +16,12 @@ GREY = (0.299, 0.587, 0.114)
 def augment(images: Tensor, *, rng: torch.Generator) -> Tensor:
     """Float images [N, 3, R, R] in [-1, 1], each shifted, scaled, recoloured, blurred or sharpened, made noisy.
 
-    None of it changes a label. Strengths are drawn per picture; a fifth of them is neither blurred nor noisy.
+    None of it changes a label. Strengths are drawn per picture; a third of them is neither blurred nor noisy.
     """
     images = _move(images, rng)
     images = _recolour(images, rng)
     images = _blur(images, rng)
-    strength = _uniform(images, 0, MAX_NOISE, rng) * _chance(images, 0.5, rng)
+    strength = _uniform(images, 0, MAX_NOISE, rng) * _chance(images, 0.4, rng)
     noise = torch.randn(images.shape, generator=rng)
     return (images + strength * noise).clamp(-1, 1)
 
@@ -71,5 +71,5 @@ def _blur(images: Tensor, rng: torch.Generator) -> Tensor:
     line = images.new_tensor([1, 4, 6, 4, 1]) / 16
     kernel = (line[:, None] * line).expand(3, 1, 5, 5)
     smooth = F.conv2d(F.pad(images, (2, 2, 2, 2), mode='replicate'), kernel, groups=3)
-    amount = _uniform(images, -0.4, 1.1, rng).clamp(max=1.0) * _chance(images, 0.6, rng)
+    amount = _uniform(images, -0.4, 1.0, rng) * _chance(images, 0.5, rng)
     return images + amount * (smooth - images)

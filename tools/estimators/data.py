@@ -11,9 +11,10 @@ from torch import Tensor
 
 from metrics.estimators.base import gaze_angles, head_rotation
 from metrics.estimators.embedded_network import RESOLUTION
-from training import synthetic
+from training import cameras, synthetic
 from training import synthetic_params as params
 from training.dataset import HeadDataset
+from training.head.landmarks import MIRROR as LANDMARK_MIRROR
 from training.head.makehuman import embedded_head
 from training.head.model import HeadParams
 
@@ -51,6 +52,7 @@ class Pictures:
     images: Tensor  # [N, 3, 64, 64] uint8
     head: Tensor  # [N, 62] named expression, jaw, rotation, gaze
     eyes_open: Tensor  # [N, 2]: left, right; 1 open, 0 shut
+    points: Tensor  # [N, 70, 2] landmarks and iris centres (left, right) in the picture, from their middle
     person: Tensor  # [N] int64, numbered from 0 over all datasets
     attributes: Tensor  # [N, sum of ATTRIBUTES]
     choices: Tensor  # [N, len(CHOICES)] int64
@@ -98,6 +100,7 @@ def load_pictures(folder: Path, *, seed: int, num: int) -> Pictures:
         images=dataset.images(rows),
         head=head_labels(heads, dataset.label(rows)),
         eyes_open=1 - blinks,
+        points=_points(heads, dataset.label(rows)),
         person=torch.tensor(numbers),
         attributes=torch.from_numpy(np.stack(attributes)).float(),
         choices=torch.tensor(choices),
@@ -117,6 +120,18 @@ def head_labels(heads: HeadParams, cameras: Tensor) -> Tensor:
         [named, heads.jaw, head_rotation(heads, cameras), gaze_angles(heads.eyes).flatten(1)],
         dim=1,
     )
+
+
+@torch.no_grad()
+def _points(heads: HeadParams, labels: Tensor) -> Tensor:
+    model, parts = embedded_head(), []
+    for start in range(0, len(heads), 100):
+        rows = slice(start, start + 100)
+        posed = model.forward(heads[rows])
+        points = torch.cat([posed.landmarks, posed.vertices[:, model.gaze_vertices[:, 0]]], dim=1)
+        seen = cameras.project(cameras.head_to_world(points), labels[rows])[0]
+        parts.append(seen - seen.mean(dim=1, keepdim=True))
+    return torch.cat(parts)
 
 
 def _attributes(person: params.Person, light: params.Light, shape: np.ndarray) -> np.ndarray:
@@ -140,6 +155,7 @@ class Mirror:
     head_order: Tensor  # [62] int64
     head_signs: Tensor  # [62]
     attribute_signs: Tensor  # [A]
+    point_order: Tensor  # [70] int64
 
     @staticmethod
     def of_embedded_head() -> Mirror:
@@ -162,15 +178,21 @@ class Mirror:
             if name == 'light_direction':
                 attributes[position] = -1
             position += width
-        return Mirror(head_order=torch.tensor(order), head_signs=torch.tensor(signs), attribute_signs=attributes)
+        return Mirror(
+            head_order=torch.tensor(order),
+            head_signs=torch.tensor(signs),
+            attribute_signs=attributes,
+            point_order=torch.tensor([*LANDMARK_MIRROR, 69, 68]),
+        )
 
     def apply(self, batch: Pictures, chosen: Tensor) -> Pictures:
         """The batch with the rows chosen [N] (bool) flipped. The person stays: faces are nearly symmetric."""
-        rows = chosen[:, None]
+        rows, flip = chosen[:, None], torch.tensor([-1.0, 1.0])
         return dataclasses.replace(
             batch,
             images=torch.where(chosen[:, None, None, None], batch.images.flip(3), batch.images),
             head=torch.where(rows, batch.head[:, self.head_order] * self.head_signs, batch.head),
             eyes_open=torch.where(rows, batch.eyes_open.flip(1), batch.eyes_open),
+            points=torch.where(rows[..., None], batch.points[:, self.point_order] * flip, batch.points),
             attributes=torch.where(rows, batch.attributes * self.attribute_signs, batch.attributes),
         )

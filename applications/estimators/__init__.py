@@ -1,0 +1,1 @@
+"""Estimators that need more than weights: a face detector, a fit of a head model."""
