@@ -41,13 +41,13 @@ class Survival:
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        verdict = 'geometry and expressions survive' if self.survives else 'GEOMETRY OR EXPRESSIONS ARE LOST'
+        lost = 'GEOMETRY OR EXPRESSIONS ARE LOST; use a lower --lr, or fewer --steps or --kimg'
         return [
             f'depth: correlation with the source {self.depth_correlation:.3f} (worst of {self.scenes} scenes '
             f'{self.depth_correlation_least:.3f}, wanted at least {LEAST_DEPTH} on average)',
             f'expression response: {self.expression_response_before:.3f} before, {self.expression_response_after:.3f} '
             f'after (wanted at least {LEAST_RESPONSE:.0%} of before)',
-            verdict,
+            'geometry and expressions survive' if self.survives else lost,
         ]
 
 
