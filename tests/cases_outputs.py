@@ -44,7 +44,8 @@ def write_avatar(path: Path, network: Path) -> Path:
     """The snapshot `network` as the checkpoint of a person whose latent it would not draw by itself."""
     snapshot = load_snapshot(network)
     config = snapshot.config.generator
-    ws = torch.randn(1, Generator(config, snapshot.template).num_ws, config.w_dim)
+    shape = (1, Generator(config, snapshot.template).num_ws, config.w_dim)
+    ws = torch.randn(shape, generator=torch.Generator().manual_seed(9))
     avatar = Avatar(ws=ws, identity=random_params(seed=7).identity, base='', protocol={})
     save_snapshot(path, dataclasses.replace(snapshot, avatar=avatar))
     return path

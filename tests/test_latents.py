@@ -110,7 +110,9 @@ def test_sefa_is_the_closed_form(generator: Generator) -> None:
     unit = weights / weights.norm(dim=1, keepdim=True)
     effects = (found.vectors @ unit.t()).norm(dim=1)
     assert effects.tolist() == sorted(effects.tolist(), reverse=True)
-    others = torch.nn.functional.normalize(torch.randn(500, weights.shape[1]), dim=1)
+    others = torch.nn.functional.normalize(
+        torch.randn(500, weights.shape[1], generator=torch.Generator().manual_seed(0)), dim=1
+    )
     assert float((others @ unit.t()).norm(dim=1).max()) <= float(effects[0]) + 1e-5
     torch.testing.assert_close(found.vectors @ found.vectors.t(), torch.eye(4), rtol=0, atol=1e-5)
     assert found.rows.nonzero().flatten().tolist() == [generator.num_half + 2, generator.num_half + 3]
