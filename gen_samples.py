@@ -12,7 +12,7 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list, precision_opti
 @click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
 @click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
 @click.option('--outdir', required=True, help='Folder for the pictures.')
-@click.option('--seeds', default='0-7', show_default=True, help='Like 0,1,4-7.')
+@click.option('--seeds', help="Like 0,1,4-7. Default: 0-7, or the latent of an avatar's checkpoint.")
 @click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
 @click.option(
@@ -30,6 +30,13 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list, precision_opti
     '--index', type=click.IntRange(min=0), default=0, show_default=True, help='Item of --data or row of --head.'
 )
 @click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.')
+@click.option(
+    '--direction',
+    'directions',
+    multiple=True,
+    metavar='FILE:INDEX[:STRENGTH]',
+    help='Move latents along a direction of latents.py; may be repeated.',
+)
 @click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
 @click.option(
     '--shapes/--no-shapes', default=False, help='Also write a surface (.ply) and a density grid (.mrc) a seed.'
@@ -46,7 +53,7 @@ def main(
     topology: str | None,
     eye_mask: str | None,
     outdir: str,
-    seeds: str,
+    seeds: str | None,
     trunc: float,
     trunc_cutoff: int | None,
     yaws: str,
@@ -58,6 +65,7 @@ def main(
     data: str | None,
     index: int,
     expressions: tuple[str, ...],
+    directions: tuple[str, ...],
     head_model: str | None,
     shapes: bool,
     shape_res: int,
@@ -72,14 +80,16 @@ def main(
         python gen_samples.py --network=SNAPSHOT --outdir=out --seeds=0-7 --trunc=0.7
         python gen_samples.py --network=SNAPSHOT --outdir=out --expression=jawOpen --expression=mouthSmileLeft:0.5
         python gen_samples.py --network=SNAPSHOT --outdir=out --seeds=3 --shapes --shape-res=256
+        python gen_samples.py --network=out/avatar/avatar.pkl --outdir=out --expression=jawOpen
         python gen_samples.py --network=next3d_ffhq_512.pkl --obj_path=demo.obj --lms_path=demo_kpt2d.txt --outdir=out
     """
-    numbers = parse_int_list(seeds, option='--seeds')
+    numbers = parse_int_list('0-7' if seeds is None else seeds, option='--seeds')
     yaw_values = parse_float_list(yaws, option='--yaws')
     pitch_values = parse_float_list(pitches, option='--pitches')
 
+    from applications.directions import direction_shift
     from applications.heads import HeadChoice, choose_head
-    from applications.samples import CameraRig, SampleOptions, view_labels, write_samples
+    from applications.samples import CameraRig, SampleOptions, avatar_latent, view_labels, write_samples
     from torch_utils.devices import choose_device
     from torch_utils.precision import choose_precision
     from training import cameras
@@ -97,7 +107,11 @@ def main(
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
     chosen = choose_precision(precision, choose_device(device))
     loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
-    rig = CameraRig.of(loaded.config, focal=cameras.FOCAL if fov_deg is None else cameras.focal_from_fov(fov_deg))
+    focal = cameras.FOCAL if fov_deg is None else cameras.focal_from_fov(fov_deg)
+    rig = CameraRig.of(loaded.config, framing=loaded.info.framing, focal=focal)
+    latent = None
+    if seeds is None and loaded.avatar is not None:
+        latent = avatar_latent(loaded, loaded.avatar, truncation_psi=trunc, truncation_cutoff=trunc_cutoff)
     options = SampleOptions(
         seeds=tuple(numbers),
         outdir=outdir,
@@ -105,10 +119,11 @@ def main(
         rig=rig,
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
+        shift=direction_shift(directions, loaded.generator),
         shape_resolution=shape_res if shapes else None,
         shape_level=shape_level,
     )
-    write_samples(loaded.generator, choose_head(choice, loaded), options, report=click.echo)
+    write_samples(loaded.generator, choose_head(choice, loaded), options, latent=latent, report=click.echo)
     click.echo(f'precision {chosen}')
 
 

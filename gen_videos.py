@@ -16,7 +16,8 @@ from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_opt
 @click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
 @click.option('--output', required=True, help='The .mp4 to write.')
 @click.option(
-    '--seeds', default='0', show_default=True, help='Like 0,1,4-7: one a cell, or with interpolation several.'
+    '--seeds',
+    help="Like 0,1,4-7: one a cell, or with interpolation several. Default: 0, or an avatar's own latent.",
 )
 @click.option('--grid', help='Cells as WxH. Default: one row with all seeds, or one cell with interpolation.')
 @click.option('--frames', type=click.IntRange(min=1), help='Default: the length of a driving .npz, else 120.')
@@ -24,12 +25,22 @@ from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_opt
 @click.option('--motion', default='orbit', show_default=True, help='orbit, interpolate, orbit+interpolate, or still.')
 @click.option('--drive', help='Expression sequence: talk, blink, gaze, turn, all, a dataset, or an .npz of HeadParams.')
 @click.option('--drive-items', help='Dataset items that are the key poses, like 0,3,5-8. Default: the first 8.')
-@click.option('--head-identity', help='Head shape from DATASET[:ITEM] or FILE.npz[:ROW]. Default: the neutral shape.')
+@click.option(
+    '--head-identity',
+    help="Head shape from DATASET[:ITEM] or FILE.npz[:ROW]. Default: an avatar's own, else the neutral one.",
+)
 @click.option('--obj_path', '--obj-path', help='Undriven head from an OBJ of the same topology (head frame, metres).')
 @click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
 @click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
 @click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
 @click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@click.option(
+    '--direction',
+    'directions',
+    multiple=True,
+    metavar='FILE:INDEX[:STRENGTH]',
+    help='Move latents along a direction of latents.py; may be repeated.',
+)
 @click.option('--with-template', is_flag=True, help='Show the driven template mesh beside the grid.')
 @click.option(
     '--scale', type=click.IntRange(min=1), help='Enlarge cells by this factor. Default: to 256 pixels or more.'
@@ -43,7 +54,7 @@ def main(
     topology: str | None,
     eye_mask: str | None,
     output: str,
-    seeds: str,
+    seeds: str | None,
     grid: str | None,
     frames: int | None,
     fps: float,
@@ -56,6 +67,7 @@ def main(
     head_model: str | None,
     trunc: float,
     trunc_cutoff: int | None,
+    directions: tuple[str, ...],
     with_template: bool,
     scale: int | None,
     crf: int,
@@ -68,9 +80,10 @@ def main(
     Examples:
         python gen_videos.py --network=SNAPSHOT --output=orbit.mp4 --seeds=0-3 --grid=2x2
         python gen_videos.py --network=SNAPSHOT --output=talk.mp4 --seeds=5 --drive=talk --frames=240
+        python gen_videos.py --network=out/avatar/avatar.pkl --output=me.mp4 --drive=talk
         python gen_videos.py --network=SNAPSHOT --output=walk.mp4 --seeds=0-5 --motion=orbit+interpolate
     """
-    numbers = parse_int_list(seeds, option='--seeds')
+    numbers = parse_int_list('0' if seeds is None else seeds, option='--seeds')
     items = parse_int_list(drive_items, option='--drive-items') if drive_items else None
     motions = tuple(motion.split('+'))
     unknown = set(motions) - {'orbit', 'interpolate', 'still'}
@@ -85,6 +98,7 @@ def main(
 
     options = VideoOptions(
         seeds=tuple(numbers),
+        own_latent=seeds is None,
         output=output,
         columns=columns,
         rows=rows,
@@ -99,6 +113,7 @@ def main(
         head_model_path=head_model,
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
+        directions=directions,
         with_template=with_template,
         scale=scale,
         crf=crf,

@@ -22,7 +22,7 @@ from training.head.obj import head_vertices
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadChoice:
-    """At most one of obj_path, params_path and data; expressions are added to parameters."""
+    """At most one of obj_path, params_path and data (none: neutral, an avatar's own shape); expressions are added."""
 
     obj_path: str | None = None
     lms_path: str | None = None  # 68 x 3, for obj_path; None: from the template's landmark embedding
@@ -45,18 +45,26 @@ def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
             raise UserError('--expression: cannot be added to --obj_path (a mesh has no parameters)')
         return obj_head(choice.obj_path, loaded, lms_path=choice.lms_path)
     known = cpu_template(loaded).has_landmarks
-    if not sources and not choice.expressions and (known or not choice.head_model_path):
+    person = loaded.avatar is not None and loaded.avatar.identity.shape[1] > 0
+    if not sources and not choice.expressions and not person and (known or not choice.head_model_path):
         vertices = cpu_template(loaded).vertices[None]
         return HeadInput(vertices, cpu_template(loaded).landmarks(vertices))
     if choice.data and not choice.expressions:
         return dataset_head(choice.data, choice.index, loaded, head_model_path=choice.head_model_path)
     head = network_head_model(loaded, path=choice.head_model_path)
-    params = head.neutral()
+    params = head.neutral().replace(identity=own_identity(loaded, head))
     if choice.params_path:
         params = row(read_params(choice.params_path, head), choice.index, where=choice.params_path)
     elif choice.data:
         params = dataset_params(choice.data, head, indices=(choice.index,))
     return head.forward(add_expressions(params, choice.expressions, head))
+
+
+def own_identity(loaded: LoadedGenerator, head: HeadModel) -> Tensor:
+    """The shape [1, num_identity] that a checkpoint's heads have unless told otherwise: an avatar's, or the neutral."""
+    if loaded.avatar is None or not loaded.avatar.identity.shape[1]:
+        return head.neutral().identity
+    return loaded.avatar.identity
 
 
 def cpu_template(loaded: LoadedGenerator) -> HeadTemplate:

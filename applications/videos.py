@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from applications import images
+from applications.directions import direction_shift
 from applications.driving import DEFAULT_FRAMES, DriveOptions, drive_sequence, transfer
-from applications.heads import HeadChoice, choose_head, identity_coefficients, network_head_model
-from applications.samples import CameraRig, seed_latents
+from applications.heads import HeadChoice, choose_head, identity_coefficients, network_head_model, own_identity
+from applications.samples import CameraRig, avatar_latent, seed_latents
 from dnnlib import UserError
 from dnnlib.files import explain_os_error, make_output_folder
 from training.checkpoint import LoadedGenerator
@@ -108,12 +109,14 @@ class VideoOptions:
     motions: tuple[str, ...] = ('orbit',)  # of MOTIONS
     drive: str | None = None  # a demo's name, a packed dataset, or an .npz of HeadParams
     drive_items: tuple[int, ...] | None = None
-    head_identity: str | None = None  # DATASET[:INDEX] or .npz; None: the neutral shape
+    head_identity: str | None = None  # DATASET[:INDEX] or .npz; None: an avatar's own, else the neutral shape
+    own_latent: bool = False  # an avatar's latent instead of the seeds, where the checkpoint has one
     obj_path: str | None = None  # a mesh instead, which nothing drives
     lms_path: str | None = None
     head_model_path: str | None = None
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
+    directions: tuple[str, ...] = ()  # as applications/directions.py reads them
     with_template: bool = False
     scale: int | None = None  # None: cells of at least 256 pixels, for small networks
     crf: int = 18  # 0 lossless, 51 worst
@@ -148,14 +151,14 @@ def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
         raise UserError(f'--seeds: a grid of {options.columns}x{options.rows} needs {cells} seeds, got {len(seeds)}')
     heads = _planned_heads(loaded, options)
     frames = len(heads) if options.drive else options.frames or DEFAULT_FRAMES
-    rig = CameraRig.of(loaded.config)
-    ws = seed_latents(
-        loaded.generator,
-        seeds,
-        rig=rig,
-        truncation_psi=options.truncation_psi,
-        truncation_cutoff=options.truncation_cutoff,
-    )
+    rig = CameraRig.of(loaded.config, framing=loaded.info.framing)
+    psi, cutoff = options.truncation_psi, options.truncation_cutoff
+    if options.own_latent and loaded.avatar is not None and not interpolate:
+        ws = avatar_latent(loaded, loaded.avatar, truncation_psi=psi, truncation_cutoff=cutoff).expand(cells, -1, -1)
+    else:
+        ws = seed_latents(loaded.generator, seeds, truncation_psi=psi, truncation_cutoff=cutoff, rig=rig)
+    shift = direction_shift(options.directions, loaded.generator)
+    ws = ws if shift is None else ws + shift
     latents: Latents = StillLatents(ws)
     if interpolate:
         latents = LoopedLatents(ws.reshape(cells, -1, *ws.shape[1:]), frames=frames)
@@ -174,7 +177,7 @@ def _planned_heads(loaded: LoadedGenerator, options: VideoOptions) -> HeadInput:
         )
         return choose_head(choice, loaded)
     head = network_head_model(loaded, path=options.head_model_path)
-    identity = head.neutral().identity
+    identity = own_identity(loaded, head)
     if options.head_identity is not None:
         identity = identity_coefficients(options.head_identity, head)
     if options.drive is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from training.avatar import Avatar
 from training.cameras import orbit_camera
-from training.checkpoint import Info, Snapshot, plain_state, save_snapshot
+from training.checkpoint import Info, Snapshot, load_snapshot, plain_state, save_snapshot
 from training.config import preset
 from training.dataset_writer import DatasetWriter
 from training.generator import Generator
@@ -35,6 +37,17 @@ def write_snapshot(path: Path, *, data: str = '') -> Path:
         networks={'G_ema': plain_state(tiny_generator()), 'G': {}, 'D': {}},
     )
     save_snapshot(path, snapshot)
+    return path
+
+
+def write_avatar(path: Path, network: Path) -> Path:
+    """The snapshot `network` as the checkpoint of a person whose latent it would not draw by itself."""
+    snapshot = load_snapshot(network)
+    config = snapshot.config.generator
+    shape = (1, Generator(config, snapshot.template).num_ws, config.w_dim)
+    ws = torch.randn(shape, generator=torch.Generator().manual_seed(9))
+    avatar = Avatar(ws=ws, identity=random_params(seed=7).identity, base='', protocol={})
+    save_snapshot(path, dataclasses.replace(snapshot, avatar=avatar))
     return path
 
 

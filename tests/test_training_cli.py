@@ -73,7 +73,7 @@ def test_a_run_from_end_to_end(data: Path, tmp_path: Path) -> None:
     assert [record['images_seen'] for record in stats] == [4, 8]
     assert stats[0]['Loss/scores/real']['num'] == 4
     loaded = load_generator(out / 'network-snapshot-000000.pkl')
-    assert (loaded.head_model_name, loaded.info.images_seen) == ('makehuman', 8)
+    assert (loaded.head_model_name, loaded.info.images_seen, loaded.info.framing) == ('makehuman', 8, 'pivot')
     assert json.loads((out / 'training_options.json').read_text())['data'] == str(data)
 
     longer = run(*(option.replace('0.008', '0.012') for option in options))

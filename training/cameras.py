@@ -18,6 +18,7 @@ from torch import Tensor
 
 FOCAL = 4.2647
 RADIUS = 2.7
+FRAMING_TOLERANCE = 0.02  # the two framings differ by 0.2 from the front
 PIVOT = (0.0, 0.0, 0.2)
 HEAD_SCALE = 2.5
 HEAD_TRANSLATION = (0.0, 0.025, -0.025)
@@ -108,6 +109,19 @@ def camera_angles(label: Tensor) -> np.ndarray:
     right, down = level[:, :3, 0], level[:, :3, 1]
     roll = torch.atan2((cam2world[:, :3, 0] * down).sum(dim=1), (cam2world[:, :3, 0] * right).sum(dim=1))
     return torch.stack([yaw, pitch, roll], dim=1).cpu().numpy()
+
+
+def framing_of(label: Tensor) -> str:
+    """How cameras [N, 25] stand: 'pivot' (RADIUS from the pivot), 'eg3d' (RADIUS from the origin), '' (otherwise).
+
+    By their median distances: a few cameras that stand elsewhere change nothing.
+    """
+    position = unpack_label(label)[0][:, :3, 3]
+    for name, centre in (('pivot', PIVOT), ('eg3d', (0.0, 0.0, 0.0))):
+        distance = (position - position.new_tensor(centre)).norm(dim=1)
+        if len(distance) and abs(float(distance.median()) - RADIUS) < FRAMING_TOLERANCE:
+            return name
+    return ''
 
 
 def project(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, explain_os_error
 from torch_utils.precision import Precision, choose_precision, lay_out
+from training.avatar import Avatar
 from training.config import TrainConfig, from_dict, to_dict
 from training.generator import Generator
 from training.head.model import HeadTemplate
@@ -45,6 +46,8 @@ class Info:
     head_model_hash: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     render_resolution: int | None = None  # side of the volume rendering that was trained last; None: the config's
+    framing: str = ''  # cameras.framing_of the training data; '' where it is neither, or an older file
+    stylization: dict[str, Any] = dataclasses.field(default_factory=dict)  # how another network became this one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Snapshot:
     info: Info
     template: HeadTemplate
     networks: Mapping[str, dict[str, Tensor]]  # G_ema, G, D: state dicts
+    avatar: Avatar | None = None  # the one person whom the network was tuned to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,7 @@ class LoadedGenerator:
     config: TrainConfig
     head_model_name: str
     info: Info
+    avatar: Avatar | None = None
 
 
 def snapshot_name(images_seen: int) -> str:
@@ -82,6 +87,8 @@ def save_snapshot(path: str | os.PathLike[str], snapshot: Snapshot, *, announce:
     assert set(snapshot.networks) == set(NETWORKS)
     info = json.dumps(dataclasses.asdict(snapshot.info))
     payload = {'template': snapshot.template.state(), **snapshot.networks}
+    if snapshot.avatar is not None:
+        payload['avatar'] = snapshot.avatar.state()
     _save(path, SNAPSHOT_FORMAT, config=snapshot.config, info=info, payload=payload, announce=announce)
 
 
@@ -94,6 +101,7 @@ def load_snapshot(path: str | os.PathLike[str]) -> Snapshot:
             info=Info(**json.loads(content['info'])),
             template=HeadTemplate.from_state(content['template']),
             networks={name: content[name] for name in NETWORKS},
+            avatar=Avatar.from_state(content['avatar']) if 'avatar' in content else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f'{path}: not a usable snapshot of this version ({type(error).__name__}: {error})') from error
@@ -132,8 +140,15 @@ def load_generator(
     generator = generator.eval().requires_grad_(False).to(device)
     generator.precision = precision or choose_precision('fp32', torch.device(device))
     lay_out(generator, generator.precision)
+    avatar = snapshot.avatar
+    if avatar is not None and avatar.ws.shape[1:] != (generator.num_ws, generator.config.w_dim):
+        raise UserError(f'{path}: damaged: its avatar has a latent {list(avatar.ws.shape)} of another network')
     return LoadedGenerator(
-        generator=generator, config=snapshot.config, head_model_name=snapshot.info.head_model, info=snapshot.info
+        generator=generator,
+        config=snapshot.config,
+        head_model_name=snapshot.info.head_model,
+        info=snapshot.info,
+        avatar=avatar,
     )
 
 

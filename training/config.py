@@ -157,6 +157,7 @@ class TrainConfig:
     ada_target: float = 0.6
     ada_kimg: float = 500.0
     freeze_d: int = 0  # convolutions of D that do not learn, counted from the image
+    freeze_g: Literal['none', 'stylization'] = 'none'  # what of G stays as it is (training/freezing.py)
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     resume: str | None = None  # weights to start from (not the automatic resume of a run)
 

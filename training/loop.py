@@ -18,6 +18,7 @@ from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.stats import Stats
 from training.bad_images import BadImages
 from training.batch_fit import fit_batch_gpu, memory_explained
+from training.cameras import framing_of
 from training.checkpoint import NETWORKS, Info, Snapshot, snapshot_name
 from training.conditions import label_width
 from training.config import TrainConfig
@@ -296,6 +297,7 @@ class Run:
             head_model_hash=model.content_hash,
             metrics=self.metrics,
             render_resolution=self.trainer.average.render_resolution,
+            framing=framing_of(self.dataset.labels),
         )
         snapshot = Snapshot(config=self.config, info=info, template=model.template, networks=networks)
         progress = {

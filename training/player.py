@@ -31,6 +31,8 @@ class Player:
         self.scale = LossScale(active=scaled)
         trained = {name: value for name, value in network.named_parameters() if name not in frozen}
         self.names, self.parameters = list(trained), list(trained.values())
+        for name in frozen:
+            network.get_parameter(name).requires_grad_(False)
         # The regularizer's steps come on top, so learning rate and momenta shrink to match (StyleGAN2).
         ratio = interval / (interval + 1) if interval else 1.0
         betas = (config.adam_beta1**ratio, config.adam_beta2**ratio)

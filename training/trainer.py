@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from training.checkpoint import load_state, plain_state
 from training.conditions import Conditions, ConditionSource, HeadImages
 from training.config import TrainConfig
 from training.ema import ema_beta, update_ema
+from training.freezing import frozen_generator_parameters
 from training.loss import GanLoss, Latents, Schedule
 from training.monitors import report_gradients
 from training.networks import build_networks
@@ -77,16 +79,15 @@ class Trainer:
         loss, density = config.loss, config.loss.density_weight > 0
         self.density_interval = loss.density_interval if density else 0
         self.r1_interval = loss.r1_interval if loss.r1_gamma > 0 else 0
-        frozen, scaled = self.discriminator.first_layers(config.freeze_d), self.precision.needs_scaling
-        self.g = Player(self.generator, config, lr=config.g_lr, interval=self.density_interval, scaled=scaled)
-        self.d = Player(
-            self.discriminator, config, lr=config.d_lr, interval=self.r1_interval, frozen=frozen, scaled=scaled
-        )
+        play = functools.partial(Player, config=config, scaled=self.precision.needs_scaling)
+        frozen = frozen_generator_parameters(self.generator, config.freeze_g)
+        self.g = play(self.generator, lr=config.g_lr, interval=self.density_interval, frozen=frozen)
+        frozen = self.discriminator.first_layers(config.freeze_d)
+        self.d = play(self.discriminator, lr=config.d_lr, interval=self.r1_interval, frozen=frozen)
         self.discriminator.requires_grad_(False)
         augment = Augment(camera=config.augment_camera) if config.augment != 'none' else None
         self.loss = GanLoss(self.generator, self.discriminator, config=loss, augment=augment)
-        self.images_seen = 0
-        self.skipped_in_row = 0
+        self.images_seen = self.skipped_in_row = 0
         self.skipped = 0  # steps of the whole run
         self.notices: list[str] = []  # what happened, for the log; emptied by its reader
         self.augment_probability = config.augment_p if config.augment == 'fixed' else 0.0

@@ -58,7 +58,9 @@ def start_from(path: str | os.PathLike[str], modules: Mapping[str, nn.Module], c
     """
     finders, lines = _finders(path, config)
     for name, module in modules.items():
-        find = finders.get(name) or finders.get({'G': 'G_ema', 'G_ema': 'G'}.get(name, name))
+        # A generator whose layers are frozen starts as its average, so that both keep the same frozen values.
+        wanted = 'G_ema' if name == 'G' and config.freeze_g != 'none' else name
+        find = finders.get(wanted) or finders.get({'G': 'G_ema', 'G_ema': 'G'}.get(wanted, wanted))
         if find is None and name == 'D':
             lines.append(f'{name}: {path} holds none; left at its initialization')
             continue

@@ -1,0 +1,197 @@
+"""Tools for latents: interpolation, style mixing, truncation, directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dnnlib import UserError
+from dnnlib.cli import Group, parse_float_list, parse_int_list, precision_option, rasterizer_option
+
+POSITIVE = click.IntRange(min=1)
+
+
+@click.group(cls=Group)
+def main() -> None:
+    """Look at a network's latents; every command writes a sheet of pictures into --outdir.
+
+    Among seeds, avatar stands for the own latent of a checkpoint of project_avatar.py.
+
+    \b
+    Examples:
+        python latents.py interpolate --network=SNAPSHOT --seeds=0,5,9 --outdir=out
+        python latents.py mix --network=SNAPSHOT --rows=0-3 --columns=4-7 --take=texture --outdir=out
+        python latents.py truncate --network=SNAPSHOT --seeds=0-3 --outdir=out
+        python latents.py directions --network=SNAPSHOT --part=texture --outdir=out
+        python gen_samples.py --network=SNAPSHOT --direction=out/directions.npz:0:2 --outdir=out
+    """
+
+
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What all commands take: network, head, camera, truncation, device."""
+    options = [
+        click.option('--network', required=True, help="Snapshot, or the public release's pickle."),
+        click.option('--outdir', required=True, help='Folder for the sheet.'),
+        click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.'),
+        click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.'),
+        click.option('--yaw', default=0.0, show_default=True, help='Camera yaw, radians.'),
+        click.option('--pitch', default=0.0, show_default=True, help='Camera pitch, radians.'),
+        click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.'),
+        click.option('--head-model', metavar='FILE', help="The user's FLAME file, for networks trained on FLAME."),
+        click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.'),
+        rasterizer_option,
+        precision_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option('--seeds', default='0-2', show_default=True, help='Two or more, like 0,3,5-8 or avatar,3.')
+@click.option('--steps', type=click.IntRange(min=2), default=7, show_default=True, help='Pictures a row.')
+@click.option(
+    '--space', type=click.Choice(['w', 'z']), default='w', show_default=True, help='w: line; z: great circle.'
+)
+@shared_options
+def interpolate(seeds: str, steps: int, space: str, **shared: Any) -> None:
+    """interpolate.png: from one seed to the next."""
+    numbers = _people(seeds, option='--seeds')
+    if len(numbers) < 2:
+        raise UserError(f'--seeds: interpolation needs 2 or more, got {len(numbers)}')
+    view, folder = _open(shared)
+
+    from applications.latent_sheets import interpolation_sheet
+
+    _save(folder / 'interpolate.png', interpolation_sheet(view, numbers, steps=steps, space=space))
+
+
+@main.command()
+@click.option('--rows', default='0-3', show_default=True, help='Seeds that are changed.')
+@click.option('--columns', default='4-7', show_default=True, help='Seeds whose codes are taken.')
+@click.option(
+    '--take',
+    type=click.Choice(['texture', 'static', 'all']),
+    default='texture',
+    show_default=True,
+    help='Half of ws to take: of the face texture, or of static planes, mouth and super-resolution; or both.',
+)
+@click.option('--layers', help='Rows of that half to take, like 0-4 (coarse). Default: all.')
+@shared_options
+def mix(rows: str, columns: str, take: str, layers: str | None, **shared: Any) -> None:
+    """mix.png: each row's seed with codes of each column's seed."""
+    changed, taken = _people(rows, option='--rows'), _people(columns, option='--columns')
+    view, folder = _open(shared)
+
+    from applications.directions import part_rows
+    from applications.latent_sheets import mixing_sheet
+
+    mask = part_rows(view.generator, take, _layers(layers))
+    _save(folder / 'mix.png', mixing_sheet(view, changed, taken, taken=mask))
+
+
+@main.command()
+@click.option('--seeds', default='0-3', show_default=True, help='A row each.')
+@click.option('--psis', default='0,0.3,0.5,0.7,0.85,1', show_default=True, help='A column each.')
+@shared_options
+def truncate(seeds: str, psis: str, **shared: Any) -> None:
+    """truncate.png: seeds pulled towards the mean latent; --trunc is not used."""
+    numbers, values = _people(seeds, option='--seeds'), parse_float_list(psis, option='--psis')
+    view, folder = _open(shared)
+
+    from applications.latent_sheets import truncation_sheet
+
+    _save(folder / 'truncate.png', truncation_sheet(view, numbers, values))
+
+
+@main.command()
+@click.option(
+    '--method',
+    type=click.Choice(['sefa', 'pca']),
+    default='sefa',
+    show_default=True,
+    help='Weights, or random latents.',
+)
+@click.option(
+    '--part',
+    type=click.Choice(['all', 'texture', 'static', 'teeth', 'superres']),
+    default='all',
+    show_default=True,
+    help='Network whose weights are looked at (sefa), and whose half of ws is moved.',
+)
+@click.option('--layers', help='Rows of that half, like 0-4 (coarse). Default: all.')
+@click.option('--count', type=POSITIVE, default=6, show_default=True, help='Number of directions.')
+@click.option('--seed', help="Who is shown in the sheet. Default: 0, or an avatar's own latent.")
+@click.option('--sigmas', type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True)
+@click.option('--steps', type=click.IntRange(min=2), default=5, show_default=True, help='Pictures a direction.')
+@shared_options
+def directions(
+    method: str, part: str, layers: str | None, count: int, seed: str | None, sigmas: float, steps: int, **shared: Any
+) -> None:
+    """directions.npz, for --direction of gen_samples.py and gen_videos.py, and directions.png."""
+    view, folder = _open(shared)
+
+    from applications.directions import find_directions, save_directions
+    from applications.latent_sheets import direction_sheet
+
+    found = find_directions(view.generator, method=method, part=part, layers=_layers(layers), count=count, rig=view.rig)
+    save_directions(folder / 'directions.npz', found)
+    click.echo(f'{folder / "directions.npz"}: {len(found.vectors)} directions of {part} by {method}')
+    shown = _people(seed, option='--seed') if seed is not None else [0 if view.own is None else None]
+    sheet = direction_sheet(view, view.people(shown[:1]), found, sigmas=sigmas, steps=steps)
+    _save(folder / 'directions.png', sheet)
+
+
+def _people(text: str, *, option: str) -> list[int | None]:
+    """'0,3,5-8' with seeds, or 'avatar' (None) for a checkpoint's own latent."""
+    people: list[int | None] = []
+    for part in text.split(','):
+        people += [None] if part.strip() == 'avatar' else parse_int_list(part, option=option)
+    return people
+
+
+def _layers(text: str | None) -> list[int] | None:
+    return None if text is None else parse_int_list(text, option='--layers')
+
+
+def _open(shared: dict[str, Any]) -> tuple[Any, Path]:
+    """The View of the shared options, and the output folder."""
+    import torch
+
+    from applications.heads import HeadChoice, choose_head
+    from applications.latent_sheets import View
+    from applications.samples import CameraRig
+    from dnnlib.files import make_output_folder
+    from torch_utils.devices import choose_device
+    from torch_utils.precision import choose_precision
+    from training.checkpoint import load_generator
+
+    device = choose_device(shared['device'])
+    precision = choose_precision(shared['precision'], device)
+    loaded = load_generator(shared['network'], device=device, precision=precision)
+    head = choose_head(HeadChoice(expressions=shared['expressions'], head_model_path=shared['head_model']), loaded)
+    rig = CameraRig.of(loaded.config, framing=loaded.info.framing)
+    view = View(
+        generator=loaded.generator,
+        head=head,
+        label=rig.labels(torch.tensor([shared['yaw']]), torch.tensor([shared['pitch']])),
+        rig=rig,
+        own=None if loaded.avatar is None else loaded.avatar.ws,
+        truncation_psi=shared['trunc'],
+        truncation_cutoff=shared['trunc_cutoff'],
+    )
+    return view, make_output_folder(shared['outdir'])
+
+
+def _save(path: Path, sheet: Any) -> None:
+    from applications.images import save_png
+
+    save_png(path, sheet)
+    click.echo(str(path))
+
+
+if __name__ == '__main__':
+    main()
