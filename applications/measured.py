@@ -33,11 +33,12 @@ def load_adapter(spec: str, device: torch.device) -> Adapter:
     if not Path(file).is_file():
         raise UserError(f'{file}: no such file; --adapter names a Python file and a class in it')
     module = _run(Path(file))
-    made: Any = getattr(module, name, None)
+    made = getattr(module, name, None)
     if not inspect.isclass(made):
         known = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == 'adapter']
         raise UserError(f'{file}: has no class {name}; it has {", ".join(known) or "none"}')
-    adapter = made(device)
+    build: Any = made
+    adapter = build(device)
     resolution = getattr(adapter, 'resolution', None)
     if not isinstance(adapter, Adapter) or not isinstance(resolution, int):
         raise UserError(f'{spec}: must derive from metrics.adapter.Adapter and set `resolution` to its image side')
