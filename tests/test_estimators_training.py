@@ -13,7 +13,7 @@ from metrics.estimators.embedded_network import read_embedded, write_embedded
 from tools.estimators.augment import augment, spoil
 from tools.estimators.data import ATTRIBUTES, CHOICES, Mirror, Pictures, _points, head_labels, load_pictures
 from tools.evaluate_estimators import head_errors, identity_scores, rounded
-from tools.train_estimators import batch_rows, train
+from tools.train_estimators import batch_rows, finish, train
 from training import cameras, synthetic
 from training.dataset import HeadDataset
 from training.head.makehuman import embedded_head
@@ -56,7 +56,9 @@ def test_mirrored_labels_are_those_of_the_mirrored_head(pictures: Pictures, fold
     batch = Mirror.of_embedded_head().apply(pictures, chosen)
     other, labels = embedded_head().mirror(heads), cameras.mirror_label(dataset.label(range(COUNT)))
     assert torch.allclose(batch.head[chosen], head_labels(other, labels)[chosen], atol=1e-4)
-    assert torch.allclose(batch.points[chosen], _points(other, labels)[chosen], atol=1e-4)
+    points = _points(other, labels)
+    assert torch.allclose(batch.points[chosen], (points - points.mean(dim=1, keepdim=True))[chosen], atol=1e-4)
+    assert torch.allclose(batch.eyes[chosen, 0], 2 * points[chosen, 42:48].mean(dim=1) - 1, atol=1e-4)
     assert torch.equal(batch.images[chosen], pictures.images.flip(3)[chosen])
     assert torch.allclose(batch.attributes[chosen, :64], other.identity[chosen])
     assert torch.equal(batch.eyes_open[chosen], pictures.eyes_open.flip(1)[chosen])
@@ -66,7 +68,7 @@ def test_mirrored_labels_are_those_of_the_mirrored_head(pictures: Pictures, fold
 
 def test_augmentation_is_repeatable_and_bounded(pictures: Pictures) -> None:
     images = pictures.images.float() / 127.5 - 1
-    first, second, other = (augment(images, rng=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    first, second, other = (augment(images, rng=torch.Generator().manual_seed(seed))[0] for seed in (0, 0, 1))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert first.abs().max() <= 1
@@ -99,12 +101,22 @@ def test_a_short_run_repeats_and_survives_its_file(pictures: Pictures, tmp_path:
     first = path.read_bytes()
     write_embedded(path, networks[1], {'licence': 'CC0 1.0', 'head_model': 'makehuman'})
     assert path.read_bytes() == first
-    loaded = read_embedded(path)
+    loaded, hashes = read_embedded(path), set[str]()
     assert loaded.header['licence'] == 'CC0 1.0'
     images = pictures.images.float() / 127.5 - 1
     with torch.no_grad():
         before = networks[0].eval().head(images)
         assert torch.allclose(loaded.network.head(images), before, atol=0.05 * float(before.abs().max()))
+    for _ in range(2):  # the second step: the gaze alone, repeatably
+        path.write_bytes(first)
+        finish(str(path), many, steps=2, seed=0)
+        finished = read_embedded(path)
+        changed = (finished.network.head(images) - loaded.network.head(images)).abs().amax(dim=0)
+        assert (changed[58:62] > 0).all()
+        assert (changed[:58] == 0).all()
+        assert finished.header == loaded.header
+        hashes.add(finished.content_hash)
+    assert len(hashes) == 1
 
 
 def test_errors_of_the_card(pictures: Pictures) -> None:

@@ -30,6 +30,7 @@ from torch_utils.rng import stream
 from torch_utils.rotations import axis_angle_matrix, matrix_axis_angle
 
 HELD_OUT = (2002, 1200)  # seed, images: 300 people
+RIDGE = 0.5  # of the linear readout, in variances of a feature
 OPEN = 0.5  # gaze counts for eyes more open than this
 
 
@@ -100,10 +101,10 @@ def feature_scores(extractor: EmbeddedFeatures, pictures: Pictures) -> dict[str,
     """What a linear readout finds in the features (share of variance explained), and how distances react."""
     features = extractor(pictures.images)
     half = len(features) // 2
-    inputs = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
-    targets = (pictures.attributes - pictures.attributes.mean(dim=0)).double()
-    normal = inputs[:half].T @ inputs[:half] + 1e-2 * torch.eye(inputs.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(normal, inputs[:half].T @ targets[:half])
+    inputs = ((features - features[:half].mean(dim=0)) / (features[:half].std(dim=0) + 1e-6)).double()
+    targets = (pictures.attributes - pictures.attributes[:half].mean(dim=0)).double()
+    normal = inputs[:half].T @ inputs[:half] / half + RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(normal, inputs[:half].T @ targets[:half] / half)
     residual = (inputs[half:] @ weights - targets[half:]).square().mean(dim=0)
     explained = (1 - residual / targets[half:].square().mean(dim=0)).split(list(ATTRIBUTES.values()))
     blurred = F.avg_pool2d(pictures.images[half:].float(), 3, stride=1, padding=1).round().to(torch.uint8)

@@ -19,9 +19,10 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from dnnlib.cli import Command
 from dnnlib.files import make_output_folder
-from metrics.estimators.embedded_network import DEFAULT_PATH, EmbeddedNetwork, write_embedded
+from metrics.estimators.embedded_network import DEFAULT_PATH, EmbeddedNetwork, read_embedded, write_embedded
 from tools.estimators.augment import augment, spoil
 from tools.estimators.data import Mirror, Pictures, expression_names_matrix, load_pictures
+from tools.estimators.eyes import fit_gaze
 from tools.estimators.objective import Objective, total
 from torch_utils.rng import stream
 from training.head.makehuman import embedded_head
@@ -48,7 +49,7 @@ def batch_rows(person: torch.Tensor, *, steps: int, seed: int) -> torch.Tensor:
 def prepare(batch: Pictures, mirror: Mirror, *, rng: torch.Generator) -> tuple[Pictures, torch.Tensor, torch.Tensor]:
     """Labels, augmented images, spoilt images of one step."""
     batch = mirror.apply(batch, torch.rand(len(batch), generator=rng) < 0.5)
-    images = augment(batch.images.float() / 127.5 - 1, rng=rng)
+    images, _ = augment(batch.images.float() / 127.5 - 1, rng=rng)
     return batch, images, spoil(images[:NUM_SPOILT], rng=rng)
 
 
@@ -83,12 +84,21 @@ def train(pictures: Pictures, *, steps: int, seed: int, save: Callable[[Embedded
     return network
 
 
+def finish(path: str, pictures: Pictures, *, steps: int, seed: int) -> None:
+    """Train the gaze on top of the network in a file, and write it again."""
+    file = read_embedded(path)
+    fit_gaze(file.network, pictures, steps=steps, seed=seed)
+    made = {name: value for name, value in file.header.items() if name not in ('format', 'version')}
+    write_embedded(path, file.network, made)
+
+
 @click.command(cls=Command)
 @click.option('--work', default='runs/estimators', show_default=True, help='Folder of the rendered datasets.')
 @click.option('--out', default=str(DEFAULT_PATH), show_default='assets/estimators/synthetic.npz', help='File to write.')
 @click.option('--steps', default=500, show_default=True, help=f'Steps of {BATCH} pictures.')
+@click.option('--gaze-steps', default=2000, show_default=True, help='Steps of the second part, on pictures of eyes.')
 @click.option('--seed', default=0, show_default=True, help='Of weights, order and augmentation.')
-def main(work: str, out: str, steps: int, seed: int) -> None:
+def main(work: str, out: str, steps: int, gaze_steps: int, seed: int) -> None:
     """Train the embedded estimators."""
     folder = make_output_folder(work)
     make_output_folder(Path(out).parent)
@@ -96,7 +106,7 @@ def main(work: str, out: str, steps: int, seed: int) -> None:
     pictures = Pictures.join([load_pictures(folder, seed=number, num=num) for number, num in TRAINING_SETS])
     model = embedded_head()
     training = {
-        'command': f'python -m tools.train_estimators --steps={steps} --seed={seed}',
+        'command': f'python -m tools.train_estimators --steps={steps} --gaze-steps={gaze_steps} --seed={seed}',
         'pictures': len(pictures),
         'people': int(pictures.person.max()) + 1,
         'datasets': [{'seed': number, 'images': num} for number, num in TRAINING_SETS],
@@ -105,7 +115,7 @@ def main(work: str, out: str, steps: int, seed: int) -> None:
     header = {'head_model': model.name, 'head_model_hash': model.content_hash, 'licence': LICENCE, 'training': training}
     network = train(pictures, steps=steps, seed=seed, save=lambda network: write_embedded(out, network, header))
     write_embedded(out, network, header)
-    click.echo(f'{out}: {sum(value.numel() for value in network.folded().state_dict().values())} numbers')
+    finish(out, pictures, steps=gaze_steps, seed=seed)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ The file is an npz of float16 weights with batch normalization folded away, and 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -33,6 +34,9 @@ FINE = 24  # channels of the 8 px map that the head parameters see beside it
 # Where eyes are in the 32 px map (rows, columns), and what is made of it: an iris moves by less than a pixel.
 EYES = (slice(8, 18), slice(6, 26))
 EYE_WIDTH, EYE_HIDDEN = 48, 96
+PATCH = (12, 20)  # pixels of the picture of an eye ...
+PATCH_HALF = (0.14, 0.22)  # ... and half its height and width, of half the picture's side
+PATCH_WIDTHS, PATCH_HIDDEN = (24, 32, 32), 64
 HIDDEN = 192
 NUM_EXPRESSION = 52
 NUM_IDENTITY = 128
@@ -68,6 +72,50 @@ class Layer(nn.Module):
         self.norm = nn.Identity()
 
 
+class EyeNetwork(nn.Module):
+    """Pictures of the eyes [N, 2, 3, 12, 20] and the head's rotation [N, 3] -> correction of the gaze [N, 4].
+
+    Everything in standard deviations; zero until trained. The right eye is shown mirrored.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels, layers = 3, []
+        for number, width in enumerate(PATCH_WIDTHS):
+            layers.append(nn.Conv2d(channels, width, 3, stride=1 if number == 0 else 2, padding=1))
+            channels = width
+        self.convolutions = nn.ModuleList(layers)
+        places = -(-PATCH[0] // 4) * -(-PATCH[1] // 4)
+        self.hidden = nn.Linear(2 * channels * places + 3, PATCH_HIDDEN)
+        self.output = nn.Linear(PATCH_HIDDEN, 4)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, patches: Tensor, rotation: Tensor) -> Tensor:
+        x = patches.flatten(0, 1)
+        x = x - x.mean(dim=(1, 2, 3), keepdim=True)
+        x = x / (x.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-3).sqrt()
+        for layer in self.convolutions:
+            x = F.leaky_relu(layer(x), LEAK)
+        x = torch.cat([x.reshape(len(patches), -1), rotation], dim=1)
+        return self.output(F.leaky_relu(self.hidden(x), LEAK))
+
+
+def eye_patches(images: Tensor, places: Tensor) -> Tensor:
+    """Images [N, 3, 64, 64] about the eyes' centres [N, 4] (left, right; column, row in [-1, 1]) -> [N, 2, 3, 12, 20].
+
+    The places take no gradient; the right eye is mirrored.
+    """
+    patches = []
+    for eye, side in enumerate((1.0, -1.0)):
+        matrix = images.new_zeros(len(images), 2, 3)
+        matrix[:, 0, 0], matrix[:, 1, 1] = side * PATCH_HALF[1], PATCH_HALF[0]
+        matrix[:, :, 2] = places.detach()[:, 2 * eye : 2 * eye + 2]
+        grid = F.affine_grid(matrix, [len(images), 3, *PATCH], align_corners=False)
+        patches.append(F.grid_sample(images, grid, mode='bilinear', padding_mode='border', align_corners=False))
+    return torch.stack(patches, dim=1)
+
+
 class EmbeddedNetwork(nn.Module):
     """Float images [N, 3, H, W] in [-1, 1], of any size -> activations, head parameters, identity; differentiable."""
 
@@ -93,17 +141,25 @@ class EmbeddedNetwork(nn.Module):
         self.head_output = nn.Linear(HIDDEN, sum(HEAD_SIZES.values()))
         self.identity_squeeze = nn.Conv2d(channels, SQUEEZED, 1)
         self.identity_output = nn.Linear(SQUEEZED * places, NUM_IDENTITY)
+        with torch.random.fork_rng(devices=[]):  # trained after the rest, whose weights do not depend on this
+            self.eye_places = nn.Linear(HIDDEN, 4)
+            self.gaze = EyeNetwork()
         # Training works in units of one standard deviation; named expression = coefficients @ expression_names.
         self.register_buffer('head_mean', torch.zeros(sum(HEAD_SIZES.values())))
         self.register_buffer('head_scale', torch.ones(sum(HEAD_SIZES.values())))
         self.register_buffer('expression_names', torch.zeros(NUM_EXPRESSION, NUM_EXPRESSION))
 
+    @staticmethod
+    def resized(images: Tensor) -> Tensor:
+        """Images of any size at 64 px, with a low-pass filter."""
+        size = (RESOLUTION, RESOLUTION)
+        if images.shape[2:] == size:
+            return images
+        return F.interpolate(images, size=size, mode='bilinear', antialias=True, align_corners=False)
+
     def activations(self, images: Tensor) -> list[Tensor]:
         """Maps of the four stages: [N, 24, 32, 32], [N, 48, 16, 16], [N, 96, 8, 8], [N, 192, 4, 4]."""
-        if images.shape[2:] != (RESOLUTION, RESOLUTION):
-            size = (RESOLUTION, RESOLUTION)
-            images = F.interpolate(images, size=size, mode='bilinear', antialias=True, align_corners=False)
-        maps = [images]
+        maps = [self.resized(images)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps[1:]
@@ -117,7 +173,12 @@ class EmbeddedNetwork(nn.Module):
 
     def head(self, images: Tensor) -> Tensor:
         """Head parameters [N, 63]: expression, jaw, rotation, gaze (left yaw, pitch, right yaw, pitch), face logit."""
-        units = self.head_output(self.head_features(self.activations(images)))  # in standard deviations
+        images = self.resized(images)
+        features = self.head_features(self.activations(images))
+        units = self.head_output(features)  # in standard deviations
+        expression, jaw, rotation, gaze, face = units.split(list(HEAD_SIZES.values()), dim=1)
+        gaze = gaze + self.gaze(eye_patches(images, self.eye_places(features)), rotation)
+        units = torch.cat([expression, jaw, rotation, gaze, face], dim=1)
         return units * self.head_scale + self.head_mean
 
     def identity_vector(self, last: Tensor) -> Tensor:
@@ -131,10 +192,9 @@ class EmbeddedNetwork(nn.Module):
 
     def folded(self) -> EmbeddedNetwork:
         """A copy without batch normalization, as it is stored."""
-        other = EmbeddedNetwork()
-        other.load_state_dict(self.state_dict())
+        other = copy.deepcopy(self)
         for module in list(other.modules()):
-            if isinstance(module, Layer):
+            if isinstance(module, Layer) and not isinstance(module.norm, nn.Identity):
                 module.fold()
         return other.eval().requires_grad_(False)
 
@@ -152,7 +212,7 @@ def write_embedded(path: str | os.PathLike[str], network: EmbeddedNetwork, heade
     """Store a trained network, folded, in float16 (buffers in float32)."""
     buffers = {'head_mean', 'head_scale', 'expression_names'}
     arrays: dict[str, Any] = {
-        name: value.numpy().astype(np.float32 if name in buffers else np.float16)
+        name: value.contiguous().numpy().astype(np.float32 if name in buffers else np.float16)
         for name, value in network.folded().state_dict().items()
     }
     text = json.dumps({'format': FORMAT, 'version': VERSION, **header}, sort_keys=True)

@@ -13,17 +13,18 @@ MAX_GAIN = 0.12
 GREY = (0.299, 0.587, 0.114)
 
 
-def augment(images: Tensor, *, rng: torch.Generator) -> Tensor:
+def augment(images: Tensor, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Float images [N, 3, R, R] in [-1, 1], each shifted, scaled, recoloured, blurred or sharpened, made noisy.
 
-    None of it changes a label. Strengths are drawn per picture; a third of them is neither blurred nor noisy.
+    Also returns the maps [N, 2, 3] from places in the result to places in the picture, both in [-1, 1]; no other label
+    changes. Strengths are drawn per picture; a third of them is neither blurred nor noisy.
     """
-    images = _move(images, rng)
+    images, matrix = _move(images, rng)
     images = _recolour(images, rng)
     images = _blur(images, rng)
     strength = _uniform(images, 0, MAX_NOISE, rng) * _chance(images, 0.4, rng)
     noise = torch.randn(images.shape, generator=rng)
-    return (images + strength * noise).clamp(-1, 1)
+    return (images + strength * noise).clamp(-1, 1), matrix
 
 
 def spoil(images: Tensor, *, rng: torch.Generator) -> Tensor:
@@ -50,13 +51,14 @@ def _chance(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
     return (torch.rand(len(images), 1, 1, 1, generator=rng) < probability).to(images.dtype)
 
 
-def _move(images: Tensor, rng: torch.Generator) -> Tensor:
+def _move(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     matrix = torch.zeros(len(images), 2, 3)
     zoom = 1 + MAX_ZOOM * (2 * torch.rand(len(images), generator=rng) - 1)
     matrix[:, 0, 0] = matrix[:, 1, 1] = zoom
     matrix[:, :, 2] = MAX_SHIFT * (2 * torch.rand(len(images), 2, generator=rng) - 1)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode='bilinear', padding_mode='border', align_corners=False)
+    moved = F.grid_sample(images, grid, mode='bilinear', padding_mode='border', align_corners=False)
+    return moved, matrix
 
 
 def _recolour(images: Tensor, rng: torch.Generator) -> Tensor:

@@ -53,6 +53,7 @@ class Pictures:
     head: Tensor  # [N, 62] named expression, jaw, rotation, gaze
     eyes_open: Tensor  # [N, 2]: left, right; 1 open, 0 shut
     points: Tensor  # [N, 70, 2] landmarks and iris centres (left, right) in the picture, from their middle
+    eyes: Tensor  # [N, 2, 2] their centres (left, right) in the picture, column and row in [-1, 1]
     person: Tensor  # [N] int64, numbered from 0 over all datasets
     attributes: Tensor  # [N, sum of ATTRIBUTES]
     choices: Tensor  # [N, len(CHOICES)] int64
@@ -95,12 +96,14 @@ def load_pictures(folder: Path, *, seed: int, num: int) -> Pictures:
     ]
     scenes = [str(params.stream(seed, 'backdrop', index).choice(params.BACKGROUNDS)) for index in rows]
     choices = [_choices(person, scene) for person, scene in zip(persons, scenes, strict=True)]
+    points = _points(heads, dataset.label(rows))
     blinks = torch.tensor([params.sample_blink(seed, index) for index in rows], dtype=torch.float32)
     return Pictures(
         images=dataset.images(rows),
         head=head_labels(heads, dataset.label(rows)),
         eyes_open=1 - blinks,
-        points=_points(heads, dataset.label(rows)),
+        points=points - points.mean(dim=1, keepdim=True),
+        eyes=2 * torch.stack([points[:, 42:48].mean(dim=1), points[:, 36:42].mean(dim=1)], dim=1) - 1,
         person=torch.tensor(numbers),
         attributes=torch.from_numpy(np.stack(attributes)).float(),
         choices=torch.tensor(choices),
@@ -129,8 +132,7 @@ def _points(heads: HeadParams, labels: Tensor) -> Tensor:
         rows = slice(start, start + 100)
         posed = model.forward(heads[rows])
         points = torch.cat([posed.landmarks, posed.vertices[:, model.gaze_vertices[:, 0]]], dim=1)
-        seen = cameras.project(cameras.head_to_world(points), labels[rows])[0]
-        parts.append(seen - seen.mean(dim=1, keepdim=True))
+        parts.append(cameras.project(cameras.head_to_world(points), labels[rows])[0])
     return torch.cat(parts)
 
 
@@ -193,6 +195,7 @@ class Mirror:
             images=torch.where(chosen[:, None, None, None], batch.images.flip(3), batch.images),
             head=torch.where(rows, batch.head[:, self.head_order] * self.head_signs, batch.head),
             eyes_open=torch.where(rows, batch.eyes_open.flip(1), batch.eyes_open),
+            eyes=torch.where(rows[..., None], batch.eyes.flip(1) * flip, batch.eyes),
             points=torch.where(rows[..., None], batch.points[:, self.point_order] * flip, batch.points),
             attributes=torch.where(rows, batch.attributes * self.attribute_signs, batch.attributes),
         )
