@@ -53,7 +53,7 @@ class Weights:
     """What each term counts; locality is the regularizer of the tuning."""
 
     perceptual: float = 1.0
-    pixel: float = 1.0
+    pixel: float = 5.0
     identity: float = 0.1
     locality: float = 1.0
     background: float = 0.2  # of a pixel outside the head against one inside
