@@ -87,8 +87,7 @@ class Trainer:
         self.discriminator.requires_grad_(False)
         augment = Augment(camera=config.augment_camera) if config.augment != 'none' else None
         self.loss = GanLoss(self.generator, self.discriminator, config=loss, augment=augment)
-        self.images_seen = self.skipped_in_row = 0
-        self.skipped = 0  # steps of the whole run
+        self.images_seen = self.skipped_in_row = self.skipped = 0  # skipped: steps of the whole run
         self.notices: list[str] = []  # what happened, for the log; emptied by its reader
         self.augment_probability = config.augment_p if config.augment == 'fixed' else 0.0
         self.replaced_rows: list[int] = []  # of the dataset, on this rank: images that were not readable
