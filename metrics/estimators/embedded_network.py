@@ -228,7 +228,7 @@ def read_embedded(path: str | os.PathLike[str] = DEFAULT_PATH) -> EmbeddedFile:
     if not source.is_file():
         raise UserError(f'{source}: the file of the embedded estimators is missing; {remedy}')
     try:
-        with np.load(source, allow_pickle=False) as data:
+        with open(source, 'rb') as handle, np.load(handle, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
         header = json.loads(arrays.pop(_HEADER).tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
