@@ -52,12 +52,17 @@ def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
     if choice.data and not choice.expressions:
         return dataset_head(choice.data, choice.index, loaded, head_model_path=choice.head_model_path)
     head = network_head_model(loaded, path=choice.head_model_path)
+    return head.forward(choose_params(choice, loaded, head))
+
+
+def choose_params(choice: HeadChoice, loaded: LoadedGenerator, head: HeadModel) -> HeadParams:
+    """The parameters [1, ...] of a choice without obj_path."""
     params = head.neutral().replace(identity=own_identity(loaded, head))
     if choice.params_path:
         params = row(read_params(choice.params_path, head), choice.index, where=choice.params_path)
     elif choice.data:
         params = dataset_params(choice.data, head, indices=(choice.index,))
-    return head.forward(add_expressions(params, choice.expressions, head))
+    return add_expressions(params, choice.expressions, head)
 
 
 def own_identity(loaded: LoadedGenerator, head: HeadModel) -> Tensor:

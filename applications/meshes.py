@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dnnlib import UserError
 from dnnlib.files import atomic_write
@@ -21,6 +22,8 @@ from training.generator import Generator, Planes
 
 DEFAULT_LEVEL = 10.0  # sigma of the surface: EG3D's, about half of the light lost in 0.07 world units
 MIN_INSIDE = 0.002  # share of the box that a surface at DEFAULT_LEVEL must enclose to be taken for a head
+VIEWS = ((0.0, 0.0), (-1.0, 0.0), (1.0, 0.0))  # yaw, pitch in radians, that colours are read from
+_HIDDEN_WEIGHT = 0.02  # of the volume's own colour against a view that faces a point squarely
 CHUNK = 1 << 17  # points evaluated at once, rounded to whole lines of the grid
 
 
@@ -91,10 +94,10 @@ def extract_mesh(sigma: NDArray[np.float32], *, level: float, half: float) -> Me
     spacing = 2 * half / (sigma.shape[0] - 1)
     vertices, faces, _, _ = marching_cubes(sigma, level=level, gradient_direction='ascent')
     vertices = vertices.astype(np.float32) * np.float32(spacing) - np.float32(half)
-    return Mesh(vertices, faces.astype(np.int32), _normals(vertices, faces))
+    return Mesh(vertices, faces.astype(np.int32), vertex_normals(vertices, faces))
 
 
-def _normals(vertices: NDArray[np.float32], faces: NDArray[np.integer]) -> NDArray[np.float32]:
+def vertex_normals(vertices: NDArray[np.float32], faces: NDArray[np.integer]) -> NDArray[np.float32]:
     """Area-weighted vertex normals [V, 3]."""
     corners = vertices[faces].astype(np.float64)
     face = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -106,19 +109,34 @@ def _normals(vertices: NDArray[np.float32], faces: NDArray[np.integer]) -> NDArr
 
 
 @torch.no_grad()
-def color_mesh(mesh: Mesh, generator: Generator, planes: Planes, *, yaws: tuple[float, ...] = (0.0, -1.0, 1.0)) -> Mesh:
-    """The mesh with vertex colours read from renderings of the same planes at several yaws (radians).
+def volume_colors(generator: Generator, planes: Planes, points: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """The colours [P, 3] in [-1, 1] that the volume itself has at world points [P, 3]: its raw image's channels."""
+    parts = []
+    for part in points.split(chunk):
+        values, _ = generator.renderer.query(planes.features, part[None], generator.decoder)
+        parts.append(values[0, :, :3].float() * 2 - 1)
+    return torch.cat(parts).clamp(-1, 1)
 
-    Each view counts by how squarely it faces the vertex; hidden vertices take the views that see them
-    least obliquely, and those that no view faces become the mean colour.
+
+@torch.no_grad()
+def seen_colors(
+    generator: Generator,
+    planes: Planes,
+    points: Tensor,  # [P, 3] world
+    normals: Tensor,  # [P, 3] unit, outward
+    *,
+    views: tuple[tuple[float, float], ...] = VIEWS,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """Colours [P, 3] in [-1, 1] of surface points, read from renderings of the same planes at (yaw, pitch) in radians.
+
+    Each view counts by how squarely it faces the point. What no view sees has the colour `hidden` [P, 3]; without it,
+    points that some view faces take the views as they are, and all others the mean colour.
     """
-    device = next(generator.parameters()).device
-    points = torch.from_numpy(mesh.vertices).to(device)
-    normals = torch.from_numpy(mesh.normals).to(device)
     color = points.new_zeros(len(points), 3)
-    weight = points.new_full((len(points), 1), 1e-6)
-    for yaw in yaws:
-        label = cameras.orbit_camera(torch.tensor([yaw]), torch.zeros(1)).to(device)
+    weight = points.new_zeros(len(points), 1)
+    for yaw, pitch in views:
+        label = cameras.orbit_camera(torch.tensor([yaw]), torch.tensor([pitch])).to(points.device)
         out = generator.render(planes, label)
         place, _ = cameras.project(points[None], label)
         where = (place * 2 - 1)[:, :, None]
@@ -131,9 +149,25 @@ def color_mesh(mesh: Mesh, generator: Generator, planes: Planes, *, yaws: tuple[
         share = (facing * (visible + 1e-3))[:, None]
         color += share * value[0, :, :, 0].T
         weight += share
-    mean = color.sum(dim=0, keepdim=True) / weight.sum()
-    mixed = (color + 1e-6 * mean) / weight
-    return dataclasses.replace(mesh, colors=((mixed + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy())
+    rest = 1e-6 if hidden is None else _HIDDEN_WEIGHT
+    fill = color.sum(dim=0, keepdim=True) / weight.sum().clamp_min(1e-6) if hidden is None else hidden
+    return ((color + rest * fill) / (weight + rest)).clamp(-1, 1)
+
+
+def color_mesh(
+    mesh: Mesh,
+    generator: Generator,
+    planes: Planes,
+    *,
+    views: tuple[tuple[float, float], ...] = VIEWS,
+    fill: bool = False,
+) -> Mesh:
+    """The mesh with the vertex colours of `seen_colors`; `fill`: the volume's own where no view sees."""
+    device = next(generator.parameters()).device
+    points, normals = torch.from_numpy(mesh.vertices).to(device), torch.from_numpy(mesh.normals).to(device)
+    hidden = volume_colors(generator, planes, points) if fill else None
+    colors = seen_colors(generator, planes, points, normals, views=views, hidden=hidden)
+    return dataclasses.replace(mesh, colors=((colors + 1) * 127.5).round().byte().cpu().numpy())
 
 
 def write_ply(path: str | os.PathLike[str], mesh: Mesh) -> None:
