@@ -6,6 +6,7 @@ face stay in the result, marked, so that a driven video has as many frames as it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from applications.heads import check_widths
 from applications.preprocessing.calibration import landmark_offsets
-from applications.preprocessing.clip import FrameChoice, video_facts
+from applications.preprocessing.clip import FrameChoice, read_frames, video_facts
 from applications.preprocessing.crops import PhotoLimits
 from applications.preprocessing.detect import FaceDetector
 from applications.preprocessing.photos import describe_detector, summarize
@@ -78,6 +79,8 @@ def track_video(
     """
     path = Path(source)
     try:
+        with contextlib.closing(read_frames(path)) as pictures:
+            next(pictures)  # says what is wrong before anything else is done
         fps = FOLDER_FPS if path.is_dir() else video_facts(path).fps
         content = content_key(source)
     except UserError as error:

@@ -88,14 +88,12 @@ def video_facts(source: str | os.PathLike[str]) -> VideoFacts:
     import imageio_ffmpeg
 
     path = Path(source)
-    if not path.is_file() or path.stat().st_size == 0:
-        next(read_frames(path))  # says what is wrong with it
     command = [imageio_ffmpeg.get_ffmpeg_exe(), '-nostdin', '-hide_banner', '-i', f'file:{path}', '-map', '0:v:0']
     command += ['-frames:v', '1', '-vf', 'showinfo', '-f', 'null', '-']
     text = subprocess.run(command, capture_output=True, check=False).stderr.decode(errors='replace')
     start = re.search(r'pts_time:\s*(-?[\d.]+)', text)
     if start is None:
-        next(read_frames(path))
+        next(read_frames(path))  # says what is wrong with it
         raise UserError(f'{path}: says nothing of its frame rate; convert it to an .mp4')
     stated = re.search(r'Video:.*?([\d.]+)(k?) fps', text)
     exact = re.search(r'frame_rate: (\d+)/(\d+)', text)
