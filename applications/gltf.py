@@ -145,7 +145,7 @@ class _Document:
     def _material(self, texture: bytes | None) -> int:
         """A new material for a texture, else the one that all shapes without texture share."""
         surface: dict[str, Any] = {'metallicFactor': 0.0, 'roughnessFactor': 1.0}
-        material = {
+        material: dict[str, Any] = {
             'name': 'texture' if texture else 'paint',
             'pbrMetallicRoughness': surface,
             'doubleSided': True,

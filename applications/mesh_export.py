@@ -122,7 +122,8 @@ def export_meshes(
             )
             for path in paths:
                 write_mesh(path, surface.mesh, name=name)
-            what, counts = f'sigma {surface.level:.3g}', (len(surface.mesh.vertices), len(surface.mesh.faces))
+            what = f'at sigma {surface.level:.3g} ({surface.found})'
+            counts = (len(surface.mesh.vertices), len(surface.mesh.faces))
         for path in paths:
             report(f'{path}: {counts[0]} vertices, {counts[1]} faces, {what}')
         written += paths

@@ -72,17 +72,15 @@ def _encoder(
     """A pipe into ffmpeg for raw RGB frames like `first`; UserError with ffmpeg's first line if it fails."""
     import imageio_ffmpeg
 
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error']
-    if sound is not None:
-        command += ['-itsoffset', f'{sound.delay:.6f}']
-    command += ['-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{first.shape[1]}x{first.shape[0]}']
-    command += ['-r', f'{fps:.10g}', '-i', '-']
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt', 'rgb24']
+    command += ['-s', f'{first.shape[1]}x{first.shape[0]}', '-r', f'{fps:.10g}', '-i', '-']
     if sound is None:
         command += ['-an']
     else:
         command += ['-i', f'file:{sound.source}', '-map', '0:v:0', '-map', '1:a:0?', '-c:a', 'aac', '-b:a', '160k']
-        command += ['-t', f'{sound.delay + sound.seconds:.6f}']
-    command += ['-c:v', 'libx264', '-pix_fmt', 'yuv420p', '-crf', str(crf), '-movflags', '+faststart', str(file)]
+        command += ['-t', f'{sound.delay + sound.seconds:.6f}', '-vf', f'setpts=PTS+{sound.delay:.6f}/TB']
+    command += ['-fps_mode', 'passthrough', '-c:v', 'libx264', '-pix_fmt', 'yuv420p', '-crf', str(crf)]
+    command += ['-movflags', '+faststart', str(file)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
         assert process.stdin is not None

@@ -41,6 +41,7 @@ class Surface:
 
     mesh: Mesh
     level: float
+    found: str  # the range of sigma, in words
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def head_surface(generator: Generator, planes: Planes, head: HeadInput, options:
     if not len(mesh.faces):
         raise UserError(f'--faces {options.faces}: nothing is left of the surface at sigma {level:.3g}; {found}')
     colored = meshes.color_mesh(mesh, generator, planes, views=VIEWS, fill=True)
-    return Surface(dataclasses.replace(colored, vertices=in_metres(mesh.vertices)), level)
+    return Surface(dataclasses.replace(colored, vertices=in_metres(mesh.vertices)), level, found)
 
 
 def in_volume(generator: Generator, vertices: Tensor) -> Tensor:

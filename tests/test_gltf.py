@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ NORMALS = np.array([[-1, -1, -1], [1, 0, 0], [0, 0, 0], [0, 0, 1]], dtype=np.flo
 COLORS = np.array([[0, 128, 255], [10, 20, 30], [200, 100, 50], [255, 255, 255]], dtype=np.uint8)
 
 
-def solid(name: str = 'solid', **fields: object) -> Shape:
+def solid(name: str = 'solid', **fields: Any) -> Shape:
     return dataclasses.replace(Shape(name=name, vertices=TETRAHEDRON, faces=FACES, normals=NORMALS), **fields)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import gen_videos
 from applications import tracking
+from applications.mp4 import Sound, write_mp4
 from applications.preprocessing import tasks
 from applications.preprocessing.align import Crop
 from applications.preprocessing.clip import video_facts
@@ -23,6 +25,7 @@ from applications.preprocessing.detect import Face
 from applications.preprocessing.sequence import Fitted
 from applications.reenactment import (
     DriverOptions,
+    Motion,
     TransferOptions,
     bridges,
     drive,
@@ -67,7 +70,7 @@ def made_track(found: Tensor = ALL, *, seed: int = 1, fps: float = 25.0) -> Trac
     )
 
 
-def motion_of(track: Track, **options: object):
+def motion_of(track: Track, **options: Any) -> Motion:
     return tracked_motion(track, HEAD, identity=OWN, options=TransferOptions(**options), rig=RIG)
 
 
@@ -294,6 +297,15 @@ def test_a_driven_video_keeps_frames_rate_and_sound(tmp_path: Path, network: Pat
 def test_sound_stays_in_step_with_late_pictures(tmp_path: Path) -> None:
     driver, _ = make_driver(tmp_path, sound=True, delay=0.5)
     assert video_facts(driver).delay == pytest.approx(0.5, abs=0.01)
+    pictures = [np.full((16, 16, 3), 40 * k, np.uint8) for k in range(5)]
+    write_mp4(tmp_path / 'out.mp4', pictures, fps=8, sound=Sound(source=driver, delay=0.5, seconds=5 / 8))
+    written = video_facts(tmp_path / 'out.mp4')
+    assert written.sound
+    assert written.fps == 8.0
+    assert written.delay == pytest.approx(0.5, abs=0.01)
+    assert re.search(r'frame=\s*5 ', facts(tmp_path / 'out.mp4'))  # the sound is over before the pictures
+    write_mp4(tmp_path / 'short.mp4', pictures[:2], fps=8, sound=Sound(source=driver, seconds=0.25))
+    assert 'Duration: 00:00:00.2' in facts(tmp_path / 'short.mp4')  # sound beyond the pictures is cut
     silent = tmp_path / 'silent'
     silent.mkdir()
     driver, _ = make_driver(silent, sound=False)
