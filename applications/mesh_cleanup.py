@@ -85,7 +85,7 @@ def _collapse(mesh: Mesh, cluster: NDArray[np.int64], *, cell: float) -> Mesh:
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     offset = (normal * corners[:, 0]).sum(axis=1)
     mean = np.stack([np.bincount(cluster, mesh.vertices[:, axis], count) for axis in range(3)], axis=1)
-    mean /= np.bincount(cluster, minlength=count)[:, None]
+    mean = mean / np.bincount(cluster, minlength=count)[:, None]
     matrix, vector = np.zeros((count, 3, 3)), np.zeros((count, 3))
     for corner in range(3):
         owner = cluster[mesh.faces[:, corner]]
@@ -95,9 +95,9 @@ def _collapse(mesh: Mesh, cluster: NDArray[np.int64], *, cell: float) -> Mesh:
     matrix += pull[:, None, None] * np.eye(3)
     place = np.linalg.solve(matrix, (vector + pull[:, None] * mean)[..., None])[..., 0]
     place = np.clip(place, mean - cell, mean + cell).astype(np.float32)
-    used, faces = np.unique(_merged_faces(mesh, cluster), return_inverse=True)
-    place, faces = place[used], faces.reshape(-1, 3).astype(np.int32)
-    return Mesh(place, faces, vertex_normals(place, faces))
+    used, index = np.unique(_merged_faces(mesh, cluster), return_inverse=True)
+    faces = index.reshape(-1, 3).astype(np.int32)
+    return Mesh(place[used], faces, vertex_normals(place[used], faces))
 
 
 def cut_far(

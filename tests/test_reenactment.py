@@ -261,7 +261,8 @@ def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_driven_video_keeps_frames_rate_and_sound(tmp_path: Path, network: Path) -> None:
     driver, detector = make_driver(tmp_path, sound=True)
     assert video_facts(driver).fps == 8.0
-    loaded, lines = load_generator(network), []
+    loaded = load_generator(network)
+    lines: list[str] = []
     kept = tmp_path / 'kept.npz'
     options = VideoOptions(
         seeds=(0,), output=str(tmp_path / 'out.mp4'), columns=1, rows=1, motions=('still',), scale=2,

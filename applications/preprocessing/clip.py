@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -61,8 +61,8 @@ class Frame:
     problem: str = ''  # why
 
 
-def read_frames(source: str | os.PathLike[str], choice: FrameChoice = FrameChoice()) -> Iterator[Frame]:
-    """The chosen frames in order. UserError for a source that has none."""
+def read_frames(source: str | os.PathLike[str], choice: FrameChoice = FrameChoice()) -> Generator[Frame, None, None]:
+    """The chosen frames in order. UserError for a source that has none. Closing it ends the decoder."""
     path = Path(source)
     if path.is_dir():
         yield from _read_folder(path, choice)
