@@ -27,9 +27,7 @@ from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_opt
 @click.option('--motion', help='orbit, interpolate, orbit+interpolate, still. Default: still for a video, else orbit.')
 @click.option('--drive', help='Who drives: a video, an .npz of HeadParams, a dataset, or talk, blink, gaze, turn, all.')
 @click.option('--transfer', type=click.Choice(['relative', 'absolute']), help='Default: relative for tracked drivers.')
-@click.option(
-    '--neutral-frame', type=click.IntRange(min=0), help="The driver's frame at rest. Default: its first face."
-)
+@click.option('--neutral-frame', type=click.IntRange(min=0), help="The driver's frame at rest. Default: found.")
 @click.option('--drive-camera', is_flag=True, help="The camera follows the driver's head instead of the neck.")
 @click.option(
     '--neck-share',

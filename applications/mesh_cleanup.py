@@ -84,8 +84,8 @@ def _collapse(mesh: Mesh, cluster: NDArray[np.int64], *, cell: float) -> Mesh:
     corners = mesh.vertices[mesh.faces].astype(np.float64)
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     offset = (normal * corners[:, 0]).sum(axis=1)
-    mean = np.stack([np.bincount(cluster, mesh.vertices[:, axis], count) for axis in range(3)], axis=1)
-    mean = mean / np.bincount(cluster, minlength=count)[:, None]
+    total = np.stack([np.bincount(cluster, mesh.vertices[:, axis], count) for axis in range(3)], axis=1)
+    mean = total / np.bincount(cluster, minlength=count)[:, None]
     matrix, vector = np.zeros((count, 3, 3)), np.zeros((count, 3))
     for corner in range(3):
         owner = cluster[mesh.faces[:, corner]]

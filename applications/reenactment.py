@@ -1,7 +1,7 @@
 """From a driver to the heads of an avatar: what passes, how, and what fills the gaps.
 
 What passes is expression, jaw, gaze and the rotation of the head; the driver's shape is replaced before anything is
-computed. Transfer is absolute (the driver's values) or relative: the driver's change since a frame of its own, added
+computed. Transfer is absolute (the driver's values) or relative: the driver's change since it was at rest, added
 to the avatar's resting face, which leaves errors of the driver's fit that do not move behind.
 """
 
@@ -34,6 +34,7 @@ from training.head.model import HeadModel, HeadParams
 
 VIDEO_TYPES = ('.mp4', '.mov', '.m4v', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.gif')
 DEFAULT_FPS = 30.0
+_AT_ONCE = 256  # heads
 TRANSFERS = ('relative', 'absolute')
 
 
@@ -42,7 +43,7 @@ class TransferOptions:
     """How a driver's motion passes."""
 
     transfer: str | None = None  # of TRANSFERS; None: relative for what was tracked, absolute for exact parameters
-    neutral_frame: int | None = None  # of the driver at rest; None: the first with a face
+    neutral_frame: int | None = None  # of the driver at rest; None: `resting_frames`
     camera: bool = False  # whether a tracked driver moves the camera
     neck_share: float | None = None  # of a tracked head's rotation that the neck makes; None: 0 with `camera`, else 1
 
@@ -141,7 +142,7 @@ def tracked_motion(
     found = torch.nonzero(track.found)[:, 0]
     if not len(found):
         raise UserError('--drive: no frame with a face in it')
-    rest = _rest_rows(track, options.neutral_frame)
+    _check_neutral(track, options.neutral_frame)
     driver = transfer(track.params, identity=identity, head=head)  # the driver's shape ends here
     share = options.neck_share if options.neck_share is not None else 0.0 if options.camera else 1.0
     label = aimed_label(_rotation(track.camera), framing='pivot')
@@ -150,8 +151,10 @@ def tracked_motion(
     params = driver.replace(neck=driver.neck.index_copy(0, found, bent.neck))
     turns = torch.zeros_like(track.camera).index_copy(0, found, camera)
     if options.transfer != 'absolute':
-        params = relative(params, rest=params[rest], own=head.neutral().replace(identity=identity))
-        turns = _since(turns, turns[rest])
+        face, pose = resting_frames(track, driver, head, chosen=options.neutral_frame)
+        rest = params[face].replace(neck=params.neck[pose])
+        params = relative(params, rest=rest, own=head.neutral().replace(identity=identity))
+        turns = _since(turns, turns[pose])
     for lower, upper, mix in (bridges(track.found), stretch(len(track), frames or len(track))):
         params = mix_params(params[lower], params[upper], mix)
         turns = slerp(turns[lower], turns[upper], mix)
@@ -207,19 +210,40 @@ def _check_suffix(source: str) -> None:
         raise UserError(f'--drive {source}: unknown format {path.suffix!r}; expected {known}')
 
 
-def _rest_rows(track: Track, neutral_frame: int | None) -> Tensor:
-    """The frame [T] at rest of each frame's person: the chosen one for its person, else the person's first."""
-    if neutral_frame is not None and not 0 <= neutral_frame < len(track):
-        raise UserError(f'--neutral-frame {neutral_frame}: the driver has frames 0 to {len(track) - 1}')
-    if neutral_frame is not None and not track.found[neutral_frame]:
-        raise UserError(f'--neutral-frame {neutral_frame}: no face was found in it; choose another')
-    rows = torch.zeros(len(track), dtype=torch.int64)
+@torch.no_grad()
+def resting_frames(
+    track: Track, driver: HeadParams, head: HeadModel, *, chosen: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """For each frame the frame in which its person's face is at rest, and the one in which the head is. Both [T].
+
+    The face: the frame whose landmarks lie nearest those of the neutral face, with the neck straight. The head: the
+    frame whose rotation is nearest the mean of the person's. `chosen` is both for its own person.
+    `driver` [T, ...]: the track's parameters on the avatar's shape.
+    """
+    still = driver.map(torch.zeros_like).replace(identity=driver.identity)
+    straight = driver.replace(neck=still.neck)
+    neutral = head.forward(still[:1]).landmarks
+    parts = [head.forward(straight[rows.tolist()]).landmarks for rows in torch.arange(len(track)).split(_AT_ONCE)]
+    away = (torch.cat(parts) - neutral).norm(dim=-1).mean(dim=1)
+    turned = axis_angle_matrix(track.camera)
+    face, pose = (torch.zeros(len(track), dtype=torch.int64) for _ in range(2))
     for person in track.person[track.found].unique():
         mine = track.person == person
-        first = int(torch.nonzero(mine)[0])
-        chosen = neutral_frame is not None and bool(mine[neutral_frame])
-        rows[mine] = neutral_frame if chosen and neutral_frame is not None else first
-    return rows
+        rows = torch.nonzero(mine)[:, 0]
+        mean = turned[rows].mean(dim=0)
+        face[mine] = rows[away[rows].argmin()]
+        pose[mine] = rows[(turned[rows] - mean).flatten(1).norm(dim=1).argmin()]
+        if chosen is not None and bool(mine[chosen]):
+            face[mine] = pose[mine] = chosen
+    return face, pose
+
+
+def _check_neutral(track: Track, chosen: int | None) -> None:
+    """UserError unless the chosen frame shows a face."""
+    if chosen is not None and not 0 <= chosen < len(track):
+        raise UserError(f'--neutral-frame {chosen}: the driver has frames 0 to {len(track) - 1}')
+    if chosen is not None and not track.found[chosen]:
+        raise UserError(f'--neutral-frame {chosen}: no face was found in it; choose another')
 
 
 def _since(turns: Tensor, before: Tensor) -> Tensor:

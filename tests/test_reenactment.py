@@ -30,6 +30,7 @@ from applications.reenactment import (
     bridges,
     drive,
     relative,
+    resting_frames,
     tracked_motion,
 )
 from applications.samples import CameraRig
@@ -122,7 +123,7 @@ def test_without_a_camera_the_neck_turns() -> None:
 
 def test_relative_transfer_is_the_change_since_rest() -> None:
     track = made_track()
-    motion = motion_of(track, transfer='relative', camera=True)
+    motion = motion_of(track, transfer='relative', camera=True, neutral_frame=0)
     rest, driven = track.params[[0]], motion.params
     assert torch.allclose(driven.expression, track.params.expression - rest.expression, atol=1e-6)
     for name in ('jaw', 'neck', 'eyes'):
@@ -136,7 +137,8 @@ def test_relative_transfer_is_the_change_since_rest() -> None:
     )
     # A constant error of the driver's fit does not pass.
     biased = dataclasses.replace(track, params=track.params.replace(expression=track.params.expression + 0.7))
-    assert torch.allclose(motion_of(biased).params.expression, motion_of(track).params.expression, atol=1e-5)
+    shown, expected = (motion_of(t, neutral_frame=0).params.expression for t in (biased, track))
+    assert torch.allclose(shown, expected, atol=1e-5)
 
 
 def test_rotations_are_changed_in_the_order_of_rotations() -> None:
@@ -173,13 +175,25 @@ def test_gaps_are_bridged_and_ends_held() -> None:
         motion_of(track, neutral_frame=9)
 
 
-def test_each_person_has_a_rest_of_its_own() -> None:
+def test_rest_is_found_for_each_person() -> None:
     track = made_track()
-    track = dataclasses.replace(track, person=torch.tensor([0, 0, 1, 1, 1]))
+    calm = track.params.expression.clone()
+    calm[[1, 3]] = 0.0
+    params = track.params.replace(expression=calm, jaw=track.params.jaw * torch.tensor([1, 0, 1, 0, 1.0])[:, None])
+    camera = torch.tensor([[0, 0.1, 0], [0, 0.1, 0], [0, 0.6, 0], [0, 0.9, 0], [0, 0.7, 0]])
+    track = dataclasses.replace(track, params=params, camera=camera, person=torch.tensor([0, 0, 1, 1, 1]))
+    driver = track.params.replace(identity=OWN.expand(5, -1))
+    face, pose = resting_frames(track, driver, HEAD)
+    assert face.tolist() == [1, 1, 3, 3, 3]
+    assert pose.tolist() == [0, 0, 4, 4, 4]
+    assert [rows.tolist() for rows in resting_frames(track, driver, HEAD, chosen=2)] == [
+        [1, 1, 2, 2, 2],
+        [0, 0, 2, 2, 2],
+    ]
     driven = motion_of(track).params
-    assert driven.expression[0].abs().max() < 1e-6
-    assert driven.expression[2].abs().max() < 1e-6
-    assert driven.expression[1].abs().max() > 1e-3
+    assert driven.expression[[1, 3]].abs().max() < 1e-6
+    assert driven.neck[[0, 4]].abs().max() < 1e-5
+    assert driven.neck[[2, 3]].norm(dim=1).min() > 0.05
 
 
 def test_another_rate_keeps_the_duration(tmp_path: Path) -> None:
