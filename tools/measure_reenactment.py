@@ -5,7 +5,7 @@
 The synthetic renderer films a person whose every parameter moves with a period of its own; the film is tracked and
 drives the network as gen_videos.py --drive=film.mp4 --drive-camera does; a head estimator then reads the parameters off
 the network's pictures. Printed are correlations with the truth: of what was tracked and transferred, of what the
-estimator reads off the avatar, and, as the most that it can tell, off the driver's own frames. Needs [preprocess].
+estimator reads off the avatar (the mean over several seeds), and, as the most that it can tell, off the driver's own frames. Needs [preprocess].
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from applications.samples import CameraRig, avatar_latent, seed_latents
 from applications.tracking import TrackOptions
 from applications.videos import Scene, StillLatents, render_scene
 from dnnlib import UserError
-from dnnlib.cli import Command
+from dnnlib.cli import Command, parse_int_list
 from metrics.estimators.base import HeadEstimate, HeadEstimator
 from metrics.estimators.loading import load_head_estimator
 from tools.close_the_loop import drive as driver_motion
@@ -73,11 +73,11 @@ def estimated(estimator: HeadEstimator, pictures: torch.Tensor) -> HeadEstimate:
 @click.option('--frames', default=120, show_default=True)
 @click.option('--resolution', default=384, show_default=True, help='Side of the film in pixels.')
 @click.option('--person', default=3, show_default=True, help='Identity number of the driver.')
-@click.option('--seed', default=0, show_default=True, help='Of a network that is no avatar.')
+@click.option('--seeds', default='0,3,5', show_default=True, help='Of a network that is no avatar.')
 @click.option('--transfer', type=click.Choice(['relative', 'absolute']), default='relative', show_default=True)
 @click.option('--keep', help='Folder for film and tracking, which a second run uses again. Default: a temporary one.')
 def main(
-    network: str, spec: str, frames: int, resolution: int, person: int, seed: int, transfer: str, keep: str | None
+    network: str, spec: str, frames: int, resolution: int, person: int, seeds: str, transfer: str, keep: str | None
 ) -> None:
     """Print the correlation of each parameter of a driver with those read off the avatar that it drives."""
     model, loaded = embedded_head(), load_generator(network)
@@ -102,29 +102,29 @@ def main(
         motion = drive(options, model, identity=identity, rig=rig, beside=str(film), report=click.echo)
         seen = np.stack([frame.image for frame in read_frames(film) if frame.image is not None])
     if loaded.avatar is not None:
-        ws = avatar_latent(loaded, loaded.avatar, truncation_psi=1.0, truncation_cutoff=None)
+        people = avatar_latent(loaded, loaded.avatar, truncation_psi=1.0, truncation_cutoff=None)
     else:
-        ws = seed_latents(loaded.generator, [seed], truncation_psi=0.7, truncation_cutoff=None, rig=rig)
+        numbers = parse_int_list(seeds, option='--seeds')
+        people = seed_latents(loaded.generator, numbers, truncation_psi=0.7, truncation_cutoff=None, rig=rig)
     assert motion.labels is not None
-    scene = Scene(
-        latents=StillLatents(ws), heads=model.forward(motion.params), labels=motion.labels, frames=len(motion.params)
-    )
-    drawn = torch.cat(list(tqdm(render_scene(loaded.generator, scene), total=scene.frames, desc='driving')))
-    avatar = ((drawn + 1) * 127.5).round().byte()
+    scene = Scene(latents=StillLatents(people), heads=model.forward(motion.params), labels=motion.labels, frames=frames)
+    drawn = torch.stack(list(tqdm(render_scene(loaded.generator, scene), total=frames, desc='driving')), dim=1)
+    avatars = ((drawn + 1) * 127.5).round().byte()
     names = model.expression_names
     truth = measures(estimator.targets(head, label), names)
     found = {
-        'tracked and transferred': measures(estimator.targets(motion.params, motion.labels), names),
-        'read off the avatar': measures(estimated(estimator, avatar), names),
-        "read off the driver's frames": measures(
-            estimated(estimator, torch.from_numpy(seen).permute(0, 3, 1, 2)), names
-        ),
+        'tracked and transferred': [measures(estimator.targets(motion.params, motion.labels), names)],
+        'read off the avatar': [measures(estimated(estimator, pictures), names) for pictures in avatars],
+        "read off the driver's frames": [
+            measures(estimated(estimator, torch.from_numpy(seen).permute(0, 3, 1, 2)), names)
+        ],
     }
     click.echo(f'\n| {frames} frames, {transfer}, {estimator.name} | spread | {" | ".join(found)} |')
     click.echo('|---|---|' + '---|' * len(found))
     for name, values in truth.items():
-        cells = [f'{np.corrcoef(values, column[name])[0, 1]:.2f}' for column in found.values()]
-        click.echo(f'| {name} | {values.std():.2f} | {" | ".join(cells)} |')
+        cells = [[np.corrcoef(values, person[name])[0, 1] for person in column] for column in found.values()]
+        means = ' | '.join(f'{np.mean(column):.2f}' for column in cells)
+        click.echo(f'| {name} | {values.std():.2f} | {means} |')
 
 
 if __name__ == '__main__':
