@@ -5,7 +5,8 @@
 The synthetic renderer films a person whose every parameter moves with a period of its own; the film is tracked and
 drives the network as gen_videos.py --drive=film.mp4 --drive-camera does; a head estimator then reads the parameters off
 the network's pictures. Printed are correlations with the truth: of what was tracked and transferred, of what the
-estimator reads off the avatar (the mean over several seeds), and, as the most that it can tell, off the driver's own frames. Needs [preprocess].
+estimator reads off the avatars (the mean over the seeds), and, as the most that it can tell, off the driver's own
+frames. Needs the extra [preprocess].
 """
 
 from __future__ import annotations
