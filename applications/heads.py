@@ -16,7 +16,7 @@ from dnnlib import UserError
 from dnnlib.files import atomic_write
 from training.checkpoint import LoadedGenerator
 from training.head import load_head_model
-from training.head.model import NUM_LANDMARKS, HeadInput, HeadModel, HeadParams, HeadTemplate
+from training.head.model import NUM_LANDMARKS, PARAM_FIELDS, HeadInput, HeadModel, HeadParams, HeadTemplate
 from training.head.obj import head_vertices
 
 
@@ -119,7 +119,8 @@ def read_params(path: str | os.PathLike[str], head: HeadModel) -> HeadParams:
     """HeadParams [T, ...] from an .npz with one array a field; UserError if they are not of this head model."""
     try:
         with np.load(path, allow_pickle=False) as data:
-            params = HeadParams.from_dict({name: torch.from_numpy(np.asarray(data[name])) for name in data.files})
+            fields = [name for name in PARAM_FIELDS if name in data.files]  # the file of a track holds more
+            params = HeadParams.from_dict({name: torch.from_numpy(np.asarray(data[name])) for name in fields})
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(f'{path}: not an .npz file of HeadParams ({error})') from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -28,7 +28,7 @@ from applications.preprocessing.photos import describe_detector, summarize
 from applications.preprocessing.pool import WorkFolder, check_workers
 from applications.preprocessing.video import Stages, VideoOptions, content_key
 from dnnlib import UserError
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, make_output_folder
 from torch_utils.rotations import matrix_axis_angle
 from training import cameras
 from training.head.model import PARAM_FIELDS, HeadModel, HeadParams
@@ -85,9 +85,13 @@ def track_video(
         content = content_key(source)
     except UserError as error:
         raise _named(error) from error
-    if options.kept is not None and (known := read_track(options.kept, head, content=_key(content, options))):
-        report(f'{options.kept}: the tracking of {source}, used again')
-        return known
+    if options.kept is not None:
+        make_output_folder(Path(options.kept).parent)
+        if known := read_track(options.kept, head, content=_key(content, options)):
+            report(f'{options.kept}: the tracking of {source}, used again')
+            return known
+        if Path(options.kept).exists() and read_track(options.kept, head) is None:
+            raise UserError(f'--save-params {options.kept}: is there and holds no tracking; choose another name')
     name = describe_detector(options.detector, options.landmarker, log=report)
     settings = {'content': content, 'head_model': head.content_hash, 'detector': name, 'frames': options.max_frames}
     tag = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import gen_videos
 from applications import tracking
+from applications.heads import read_params
 from applications.mp4 import Sound, write_mp4
 from applications.preprocessing import tasks
 from applications.preprocessing.align import Crop
@@ -307,6 +308,7 @@ def test_a_driven_video_keeps_frames_rate_and_sound(tmp_path: Path, network: Pat
     assert npz.fps == 8.0
     assert len(npz.params) == 5
     assert read_track(kept, HEAD, content='of another') is None
+    assert equal(read_params(kept, HEAD), first.params)
 
 
 def test_sound_stays_in_step_with_late_pictures(tmp_path: Path) -> None:
@@ -366,6 +368,8 @@ def invoke(*arguments: object) -> Result:
         (['--drive=driver.mkv', '--neck-share=2'], '--neck-share 2: expected 0'),
         (['--drive=driver.mkv', '--landmarker=absent.task'], '--landmarker absent.task: no such file'),
         (['--drive=driver.mkv', '--output=text.xyz/a.mp4'], 'text.xyz: '),
+        (['--drive=driver.mkv', '--save-params=text.xyz/a.npz'], 'text.xyz: '),
+        (['--drive=driver.mkv', '--save-params=text.mp4'], '--save-params text.mp4: is there and holds no tracking'),
     ],
     ids=lambda value: None if isinstance(value, str) else ' '.join(value),
 )
