@@ -23,7 +23,10 @@ from training.generator import Generator, Planes
 DEFAULT_LEVEL = 10.0  # sigma of the surface: EG3D's, about half of the light lost in 0.07 world units
 MIN_INSIDE = 0.002  # share of the box that a surface at DEFAULT_LEVEL must enclose to be taken for a head
 VIEWS = ((0.0, 0.0), (-1.0, 0.0), (1.0, 0.0))  # yaw, pitch in radians, that colours are read from
-_HIDDEN_WEIGHT = 0.02  # of the volume's own colour against a view that faces a point squarely
+_HIDDEN_WEIGHT = 0.02  # of the neighbours' colour against a view that sees a point squarely
+_SEEN = 0.1  # weight of the views from which on a point counts as seen
+_ANCHORS = 1024  # seen points, spread evenly, that unseen ones take their colour from
+_NEIGHBOURS = 64  # of these, so that no border shows
 CHUNK = 1 << 17  # points evaluated at once, rounded to whole lines of the grid
 
 
@@ -109,16 +112,6 @@ def vertex_normals(vertices: NDArray[np.float32], faces: NDArray[np.integer]) ->
 
 
 @torch.no_grad()
-def volume_colors(generator: Generator, planes: Planes, points: Tensor, *, chunk: int = CHUNK) -> Tensor:
-    """The colours [P, 3] in [-1, 1] that the volume itself has at world points [P, 3]: its raw image's channels."""
-    parts = []
-    for part in points.split(chunk):
-        values, _ = generator.renderer.query(planes.features, part[None], generator.decoder)
-        parts.append(values[0, :, :3].float() * 2 - 1)
-    return torch.cat(parts).clamp(-1, 1)
-
-
-@torch.no_grad()
 def seen_colors(
     generator: Generator,
     planes: Planes,
@@ -126,12 +119,11 @@ def seen_colors(
     normals: Tensor,  # [P, 3] unit, outward
     *,
     views: tuple[tuple[float, float], ...] = VIEWS,
-    hidden: Tensor | None = None,
 ) -> Tensor:
     """Colours [P, 3] in [-1, 1] of surface points, read from renderings of the same planes at (yaw, pitch) in radians.
 
-    Each view counts by how squarely it faces the point. What no view sees has the colour `hidden` [P, 3]; without it,
-    points that some view faces take the views as they are, and all others the mean colour.
+    Each view counts by how squarely it faces the point, if it sees it. What none sees has a mean of the colours seen
+    around: what the volume itself holds there was never compared with a picture, and looks like it.
     """
     color = points.new_zeros(len(points), 3)
     weight = points.new_zeros(len(points), 1)
@@ -149,9 +141,26 @@ def seen_colors(
         share = (facing * (visible + 1e-3))[:, None]
         color += share * value[0, :, :, 0].T
         weight += share
-    rest = 1e-6 if hidden is None else _HIDDEN_WEIGHT
-    fill = color.sum(dim=0, keepdim=True) / weight.sum().clamp_min(1e-6) if hidden is None else hidden
-    return ((color + rest * fill) / (weight + rest)).clamp(-1, 1)
+    spread = _spread(points, color / weight.clamp_min(1e-9), seen=weight[:, 0] > _SEEN)
+    return ((color + _HIDDEN_WEIGHT * spread) / (weight + _HIDDEN_WEIGHT)).clamp(-1, 1)
+
+
+def _spread(points: Tensor, colors: Tensor, *, seen: Tensor) -> Tensor:
+    """Colours [P, 3] with those of points that are not seen [P] replaced by a mean of seen ones, near ones first."""
+    from scipy.spatial import cKDTree
+
+    anchors = torch.nonzero(seen)[:, 0]
+    anchors = anchors[:: max(1, len(anchors) // _ANCHORS)]
+    count = min(_NEIGHBOURS, len(anchors))
+    if count == 0 or bool(seen.all()):
+        return colors
+    tree = cKDTree(points[anchors].cpu().numpy())
+    distance, index = tree.query(points[~seen].cpu().numpy(), k=range(1, count + 1))
+    share = torch.from_numpy(1 / (distance + 1e-4) ** 2).to(colors)
+    near = colors[anchors][torch.from_numpy(index).to(colors.device)]
+    result = colors.clone()
+    result[~seen] = (near * share[..., None]).sum(dim=1) / share.sum(dim=1, keepdim=True)
+    return result
 
 
 def color_mesh(
@@ -160,13 +169,11 @@ def color_mesh(
     planes: Planes,
     *,
     views: tuple[tuple[float, float], ...] = VIEWS,
-    fill: bool = False,
 ) -> Mesh:
-    """The mesh with the vertex colours of `seen_colors`; `fill`: the volume's own where no view sees."""
+    """The mesh with the vertex colours of `seen_colors`."""
     device = next(generator.parameters()).device
     points, normals = torch.from_numpy(mesh.vertices).to(device), torch.from_numpy(mesh.normals).to(device)
-    hidden = volume_colors(generator, planes, points) if fill else None
-    colors = seen_colors(generator, planes, points, normals, views=views, hidden=hidden)
+    colors = seen_colors(generator, planes, points, normals, views=views)
     return dataclasses.replace(mesh, colors=((colors + 1) * 127.5).round().byte().cpu().numpy())
 
 

@@ -69,7 +69,7 @@ def head_surface(generator: Generator, planes: Planes, head: HeadInput, options:
         mesh = decimate(mesh, faces=options.faces)
     if not len(mesh.faces):
         raise UserError(f'--faces {options.faces}: nothing is left of the surface at sigma {level:.3g}; {found}')
-    colored = meshes.color_mesh(mesh, generator, planes, views=VIEWS, fill=True)
+    colored = meshes.color_mesh(mesh, generator, planes, views=VIEWS)
     return Surface(dataclasses.replace(colored, vertices=in_metres(mesh.vertices)), level, found)
 
 

@@ -18,7 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from applications.gltf import Shape
-from applications.meshes import seen_colors, volume_colors
+from applications.meshes import seen_colors
 from applications.surfaces import VIEWS, in_volume
 from torch_utils.ops import rasterize
 from training.generator import Generator, Planes
@@ -46,8 +46,7 @@ def bake_texture(generator: Generator, planes: Planes, head: HeadInput, *, size:
     covered = fragments.face_ids[0] >= 0
     points, normals = values[covered].split(3, dim=1)
     normals = torch.nn.functional.normalize(normals, dim=1)
-    hidden = volume_colors(generator, planes, points)
-    colors = seen_colors(generator, planes, points, normals, views=VIEWS, hidden=hidden)
+    colors = seen_colors(generator, planes, points, normals, views=VIEWS)
     picture = np.zeros((size, size, 3), dtype=np.uint8)
     mask = covered.cpu().numpy()
     picture[mask] = ((colors + 1) * 127.5).round().byte().cpu().numpy()

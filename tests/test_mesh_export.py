@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from applications import meshes, template_mesh
 from applications.heads import HeadChoice, choose_head, save_params
 from applications.mesh_export import ExportOptions, export_meshes, pose, read_latent
 from applications.reenactment import DriverOptions
-from applications.surfaces import VIEWS, SurfaceOptions, head_surface
+from applications.surfaces import SurfaceOptions, head_surface
 from tests.cases_gltf import read_glb
 from tests.cases_outputs import random_params, tiny_generator, write_snapshot
 from training.avatar import Avatar
@@ -109,18 +110,26 @@ def test_the_surface_lies_where_the_density_says(loaded: LoadedGenerator) -> Non
     assert away.max() < torch.cdist(torch.from_numpy(surface.mesh.vertices), head.vertices[0]).amin(dim=1).max()
 
 
-def test_points_that_no_view_faces_have_the_colour_of_the_volume(loaded: LoadedGenerator) -> None:
-    generator = loaded.generator
-    ws = torch.zeros(1, generator.num_ws, generator.config.w_dim)
-    planes = generator.deform(generator.identity(ws), choose_head(HeadChoice(), loaded))
-    points = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
-    back = torch.tensor([0.0, 0.0, -1.0]).expand(6, 3)
-    own = meshes.volume_colors(generator, planes, points, chunk=4)
-    values, _ = generator.renderer.query(planes.features, points[None], generator.decoder)
-    assert torch.allclose(own, (values[0, :, :3] * 2 - 1).clamp(-1, 1), atol=1e-6)
-    assert torch.allclose(meshes.seen_colors(generator, planes, points, back, views=VIEWS, hidden=own), own, atol=1e-5)
-    front = meshes.seen_colors(generator, planes, points, -back, views=VIEWS, hidden=own)
-    assert (front - own).abs().max() > 0.01
+class Striped(torch.nn.Module):
+    """Renders a wall far away, red where x > 0 and blue elsewhere."""
+
+    def render(self, planes: object, label: torch.Tensor) -> Any:
+        column = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64)
+        image = torch.cat([column.sign(), -torch.ones_like(column), -column.sign()], dim=1)
+        return types.SimpleNamespace(image=image, depth=torch.full((1, 1, 64, 64), 9.0))
+
+
+def test_points_that_no_view_sees_take_the_colour_of_their_neighbours() -> None:
+    generator: Any = Striped()
+    points = torch.tensor([[0.2, 0.0, 0.1], [0.2, 0.1, 0.1], [-0.2, 0.0, 0.1], [0.21, 0.05, 0.1], [-0.25, 0.0, 0.1]])
+    front = torch.tensor([0.0, 0.0, 1.0])
+    normals = torch.stack([front, front, front, -front, -front])
+    colors = meshes.seen_colors(generator, generator, points, normals, views=((0.0, 0.0),))
+    assert torch.allclose(colors[:2], torch.tensor([1.0, -1.0, -1.0]).expand(2, 3), atol=0.02)
+    assert torch.allclose(colors[2], torch.tensor([-1.0, -1.0, 1.0]), atol=0.02)
+    assert colors[3, 0] > 0.5 > colors[4, 0]  # each near its own side
+    none = meshes.seen_colors(generator, generator, points, -normals, views=((0.0, 0.0),))
+    assert none.isfinite().all()
 
 
 def avatar_file(path: Path, loaded: LoadedGenerator, ws: torch.Tensor, identity: torch.Tensor) -> Path:
@@ -193,7 +202,6 @@ def test_the_baked_picture_fits_the_uv(monkeypatch: pytest.MonkeyPatch, loaded: 
     monkeypatch.setattr(
         template_mesh, 'seen_colors', lambda generator, planes, points, normals, **_: (points / 0.6).clamp(-1, 1)
     )
-    monkeypatch.setattr(template_mesh, 'volume_colors', lambda *_: None)
     head = choose_head(HeadChoice(), loaded)
     anything: Any = None
     picture = template_mesh.bake_texture(loaded.generator, anything, head, size=256)
