@@ -16,7 +16,8 @@ from dnnlib import UserError
 from dnnlib.files import sha256_file
 from metrics.adapter import Adapter
 from training.dataset import HeadDataset
-from training.dataset_format import LABEL_FILE, decode_image
+from training.dataset_format import decode_image
+from training.dataset_labels import LABEL_FILE
 from training.dataset_source import open_source
 from training.head.model import HeadModel
 
