@@ -21,6 +21,7 @@ class Statistics:
     mean: NDArray[np.float64]  # [D]
     covariance: NDArray[np.float64]  # [D, D], normalized by count - 1
     count: int
+    factor: NDArray[np.float64] | None = None  # [D, count], F F^T = covariance, where that is the smaller one
 
 
 def statistics(features: NDArray[np.floating]) -> Statistics:
@@ -42,7 +43,9 @@ def statistics(features: NDArray[np.floating]) -> Statistics:
     for start in blocks:
         centred = features[start : start + BLOCK_ROWS].astype(np.float64) - mean
         outer += centred.T @ centred
-    return Statistics(mean, outer / (count - 1), count)
+    few = count <= width  # then the rows themselves are a factor, and no decomposition is needed
+    factor = (features.astype(np.float64) - mean).T / np.sqrt(count - 1) if few else None
+    return Statistics(mean, outer / (count - 1), count, factor)
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
@@ -55,13 +58,15 @@ def frechet_distance(first: Statistics, second: Statistics) -> float:
     if first.mean.shape != second.mean.shape:
         raise ValueError(f'statistics: expected the same width, got {first.mean.shape[0]} and {second.mean.shape[0]}')
     difference = first.mean - second.mean
-    cross = np.linalg.svd(_factor(first.covariance).T @ _factor(second.covariance), compute_uv=False).sum()
+    cross = np.linalg.svd(_factor(first).T @ _factor(second), compute_uv=False).sum()
     trace = np.trace(first.covariance) + np.trace(second.covariance)
     return float(max(difference @ difference + trace - 2.0 * cross, 0.0))
 
 
-def _factor(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F [D, rank] with F F^T = matrix, for a symmetric one without negative eigenvalues beyond rounding."""
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+def _factor(of: Statistics) -> NDArray[np.float64]:
+    """F [D, rank] with F F^T = covariance, which has no negative eigenvalues beyond rounding."""
+    if of.factor is not None:
+        return of.factor
+    values, vectors = np.linalg.eigh((of.covariance + of.covariance.T) / 2)
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return vectors[:, kept] * np.sqrt(values[kept])

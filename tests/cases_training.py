@@ -20,6 +20,7 @@ if __name__ == '__main__':
 
 from cases_dataset import SheetHead, make_dataset  # noqa: E402
 
+from metrics.adapter import NetworkAdapter  # noqa: E402
 from metrics.registry import Protocol, evaluate  # noqa: E402
 from torch_utils.distributed import Communicator, run  # noqa: E402
 from torch_utils.ops import library  # noqa: E402
@@ -127,7 +128,7 @@ def measure(trainer: Trainer, *, folder: str) -> float:
     """A distance of a few images, by all ranks."""
     protocol = Protocol(batch=2, cache_dir=Path(folder) / f'cache{trainer.communicator.size}')
     subjects: dict[str, Any] = {'dataset': trainer.dataset, 'communicator': trainer.communicator, 'protocol': protocol}
-    return evaluate(['fd_random8_full'], generator=trainer.average, **subjects)[0]['value']
+    return evaluate(['fd_random8_full'], subject=NetworkAdapter(trainer.average), **subjects)[0]['value']
 
 
 def snapshot_digest(trainer: Trainer, folder: str) -> str:

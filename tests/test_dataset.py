@@ -298,7 +298,9 @@ def test_labels_are_stored_twice_and_the_text_wins(tmp_path: Path) -> None:
     path = tmp_path / 'data'
     make_dataset(path)
     labels = HeadDataset(path).labels
-    assert np.array_equal(stored_labels(open_source(path)), labels.numpy())
+    stored = stored_labels(open_source(path))
+    assert stored is not None
+    assert np.array_equal(stored, labels.numpy())
     text = (path / LABEL_FILE).read_text()
     entries = json.loads(text)
     entries['labels'][2][1][3] += 0.25

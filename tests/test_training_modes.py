@@ -24,6 +24,7 @@ from training.bad_images import BadImages
 from training.config import to_dict
 from training.dataset import HeadDataset
 from training.dataset_writer import DatasetWriter
+from training.generator import STAGES
 from training.run_dataset import dataset_of
 from training.run_directory import Change, RunDirectory, changed_fields
 from training.trainer import Trainer
@@ -60,7 +61,11 @@ def train(outdir: Path, data: Path, *, images: int, workers: int = 0, checkpoint
     }  # fmt: skip
     keep, override = named.pop('keep', None), named.pop('override', False)
     options = loop.RunOptions(
-        outdir=str(outdir), workers=workers, checkpoint=checkpoint, keep=keep, override_config=override
+        outdir=str(outdir),
+        workers=workers,
+        checkpoint=frozenset(STAGES if checkpoint else ()),
+        keep=keep,
+        override_config=override,
     )
     loop.train(CPU, config=tiny_config(data, **named), options=options, evaluate=count_images)
 

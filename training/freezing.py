@@ -29,7 +29,9 @@ def frozen_generator_parameters(generator: Generator, rule: str) -> set[str]:
 
 def last_output_layers(generator: Generator) -> tuple[str, ...]:
     """Prefixes of the last toRGB layer of the texture, static and teeth networks."""
-    networks = {'texture.synthesis': generator.texture.synthesis, 'static.synthesis': generator.static.synthesis}
+    networks = {'texture.synthesis': generator.texture.synthesis}
+    if generator.static is not None:
+        networks['static.synthesis'] = generator.static.synthesis
     names = [f'{name}.b{network.block_resolutions[-1]}.torgb.' for name, network in networks.items()]
     if generator.teeth is not None:
         names.append(f'teeth.unet.b{generator.teeth.unet.block_resolutions[-1]}.torgb.')

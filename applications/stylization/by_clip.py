@@ -19,7 +19,7 @@ from dnnlib import UserError
 from dnnlib.files import atomic_write
 from torch_utils.rng import stream
 from training.freezing import frozen_generator_parameters, last_output_layers
-from training.generator import Generator
+from training.generator import STAGES, Generator
 from training.layer_rows import modulated_layers
 
 LATENT_RATE = 0.01  # of the steps in w that choose layers (NADA)
@@ -62,7 +62,7 @@ class ClipStylizer:
         self.source, self.guidance, self.scenes, self.options = source, guidance, scenes, options
         self.device = next(source.parameters()).device
         self.generator = copy.deepcopy(source).train()
-        self.generator.checkpoint = options.checkpoint
+        self.generator.checkpoint = frozenset(STAGES if options.checkpoint else ())
         frozen = frozen_generator_parameters(self.generator, options.freeze)
         self.trained = {name: value for name, value in self.generator.named_parameters() if name not in frozen}
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=options.lr, betas=(0.0, 0.99), fused=True)

@@ -18,6 +18,7 @@ from dnnlib import UserError
 from torch_utils.distributed import run
 from training.checkpoint import is_pickle, load_snapshot, snapshot_name
 from training.config import TrainConfig
+from training.generator import STAGES
 from training.loop import RunOptions, prepare, train
 
 ADA_KIMG = 100.0  # to full augmentation
@@ -113,7 +114,7 @@ def train_on_images(options: ImageSetOptions, device_type: str, *, say: Callable
         outdir=options.outdir,
         workers=options.workers,
         head_model=options.head_model,
-        checkpoint=options.checkpoint,
+        checkpoint=frozenset(STAGES if options.checkpoint else ()),
     )
     run(functools.partial(train, config=config, options=settings, evaluate=_no_metrics), device_type, ranks=config.gpus)
     steps = math.ceil(config.kimg * 1000 / config.batch)
