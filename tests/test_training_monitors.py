@@ -360,7 +360,7 @@ def test_monitors_change_nothing_of_the_result(train: Any, tmp_path: Path, monke
     train(data, tmp_path / 'without', **options)
     assert torch.equal(torch.get_rng_state(), drawn)
     first, second = (
-        torch.load(tmp_path / name / 'training-state.pt', weights_only=True) for name in ('with', 'without')
+        torch.load(tmp_path / name / 'training-state-000000012.pt', weights_only=True) for name in ('with', 'without')
     )
     assert 'Monitor/' in (tmp_path / 'with' / 'stats.jsonl').read_text()
     assert 'Monitor/' not in (tmp_path / 'without' / 'stats.jsonl').read_text()
