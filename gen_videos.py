@@ -20,10 +20,23 @@ from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_opt
     help="Like 0,1,4-7: one a cell, or with interpolation several. Default: 0, or an avatar's own latent.",
 )
 @click.option('--grid', help='Cells as WxH. Default: one row with all seeds, or one cell with interpolation.')
-@click.option('--frames', type=click.IntRange(min=1), help='Default: the length of a driving .npz, else 120.')
-@click.option('--fps', type=click.FloatRange(min=1), default=30.0, show_default=True)
-@click.option('--motion', default='orbit', show_default=True, help='orbit, interpolate, orbit+interpolate, or still.')
-@click.option('--drive', help='Expression sequence: talk, blink, gaze, turn, all, a dataset, or an .npz of HeadParams.')
+@click.option(
+    '--frames', type=click.IntRange(min=1), help="Of a driving video the first so many. Default: the driver's, or 120."
+)
+@click.option('--fps', type=click.FloatRange(min=1), help="Default: a driving video's own, else 30.")
+@click.option('--motion', help='orbit, interpolate, orbit+interpolate, still. Default: still for a video, else orbit.')
+@click.option('--drive', help='Who drives: a video, an .npz of HeadParams, a dataset, or talk, blink, gaze, turn, all.')
+@click.option('--transfer', type=click.Choice(['relative', 'absolute']), help='Default: relative for tracked drivers.')
+@click.option('--neutral-frame', type=click.IntRange(min=0), help="The driver's frame at rest. Default: found.")
+@click.option('--drive-camera', is_flag=True, help="The camera follows the driver's head instead of the neck.")
+@click.option(
+    '--neck-share',
+    type=float,
+    help="Share of a tracked head's rotation that the neck makes. Default: 1, or 0 with --drive-camera.",
+)
+@click.option('--save-params', metavar='NPZ', help='Keep the tracking of a video here; used again if it is there.')
+@click.option('--landmarker', help="MediaPipe's face_landmarker.task, for a video. Default: looked for.")
+@click.option('--workers', type=click.IntRange(min=0), default=0, show_default=True, help='Processes that track.')
 @click.option('--drive-items', help='Dataset items that are the key poses, like 0,3,5-8. Default: the first 8.')
 @click.option(
     '--head-identity',
@@ -41,6 +54,7 @@ from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_opt
     metavar='FILE:INDEX[:STRENGTH]',
     help='Move latents along a direction of latents.py; may be repeated.',
 )
+@click.option('--with-driver', is_flag=True, help="Show the driving video's frames beside the grid.")
 @click.option('--with-template', is_flag=True, help='Show the driven template mesh beside the grid.')
 @click.option(
     '--scale', type=click.IntRange(min=1), help='Enlarge cells by this factor. Default: to 256 pixels or more.'
@@ -57,9 +71,16 @@ def main(
     seeds: str | None,
     grid: str | None,
     frames: int | None,
-    fps: float,
-    motion: str,
+    fps: float | None,
+    motion: str | None,
     drive: str | None,
+    transfer: str | None,
+    neutral_frame: int | None,
+    drive_camera: bool,
+    neck_share: float | None,
+    save_params: str | None,
+    landmarker: str | None,
+    workers: int,
     drive_items: str | None,
     head_identity: str | None,
     obj_path: str | None,
@@ -68,34 +89,50 @@ def main(
     trunc: float,
     trunc_cutoff: int | None,
     directions: tuple[str, ...],
+    with_driver: bool,
     with_template: bool,
     scale: int | None,
     crf: int,
     device: str,
     precision: str,
 ) -> None:
-    """Write an mp4. A driver gives expression, jaw, neck and eyes; its identity stays its own.
+    """Write an mp4. A driver gives expression, jaw, neck and eyes (a video also sound); its identity stays its own.
 
     \b
     Examples:
         python gen_videos.py --network=SNAPSHOT --output=orbit.mp4 --seeds=0-3 --grid=2x2
         python gen_videos.py --network=SNAPSHOT --output=talk.mp4 --seeds=5 --drive=talk --frames=240
         python gen_videos.py --network=out/avatar/avatar.pkl --output=me.mp4 --drive=talk
+        python gen_videos.py --network=out/avatar/avatar.pkl --output=me.mp4 --drive=talk.mp4 --with-driver
         python gen_videos.py --network=SNAPSHOT --output=walk.mp4 --seeds=0-5 --motion=orbit+interpolate
     """
     numbers = parse_int_list('0' if seeds is None else seeds, option='--seeds')
     items = parse_int_list(drive_items, option='--drive-items') if drive_items else None
-    motions = tuple(motion.split('+'))
-    unknown = set(motions) - {'orbit', 'interpolate', 'still'}
-    if unknown or ('still' in motions and len(motions) > 1):
+    known = None if motion is None else tuple(motion.split('+'))
+    if known and (set(known) - {'orbit', 'interpolate', 'still'} or ('still' in known and len(known) > 1)):
         raise UserError(f'--motion: expected orbit, interpolate, orbit+interpolate or still, got {motion!r}')
-    columns, rows = _grid_size(grid, 1 if 'interpolate' in motions else len(numbers))
+    columns, rows = _grid_size(grid, 1 if known and 'interpolate' in known else len(numbers))
 
+    from applications.reenactment import DriverOptions, TransferOptions, is_video
+    from applications.tracking import TrackOptions
     from applications.videos import VideoOptions, make_video
     from torch_utils.devices import choose_device
     from torch_utils.precision import choose_precision
     from training.checkpoint import ReleaseAssets, load_generator
 
+    driver = None
+    if drive is not None:
+        driver = DriverOptions(
+            source=drive,
+            items=None if items is None else tuple(items),
+            frames=frames,
+            fps=fps,
+            transfer=TransferOptions(
+                transfer=transfer, neutral_frame=neutral_frame, camera=drive_camera, neck_share=neck_share
+            ),
+            track=TrackOptions(landmarker=landmarker, workers=workers, kept=save_params),
+        )
+    motions = known or (('still',) if drive is not None and is_video(drive) else ('orbit',))
     options = VideoOptions(
         seeds=tuple(numbers),
         own_latent=seeds is None,
@@ -105,8 +142,7 @@ def main(
         frames=frames,
         fps=fps,
         motions=motions,
-        drive=drive,
-        drive_items=None if items is None else tuple(items),
+        driver=driver,
         head_identity=head_identity,
         obj_path=obj_path,
         lms_path=lms_path,
@@ -114,6 +150,7 @@ def main(
         truncation_psi=trunc,
         truncation_cutoff=trunc_cutoff,
         directions=directions,
+        with_driver=with_driver,
         with_template=with_template,
         scale=scale,
         crf=crf,
@@ -121,7 +158,7 @@ def main(
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
     chosen = choose_precision(precision, choose_device(device))
     loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
-    count = make_video(loaded, options, progress=_show_progress)
+    count = make_video(loaded, options, progress=_show_progress, report=click.echo)
     click.echo(f'{output}: {count} frames, precision {chosen}')
 
 

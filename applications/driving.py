@@ -200,7 +200,7 @@ def sequence_between(keys: HeadParams, *, frames: int, neutral: HeadParams | Non
     position = torch.arange(frames, dtype=torch.float64) / max(frames, 1) * len(keys)
     lower = position.floor().long() % len(keys)
     mix = smoothstep((position - position.floor()) * 1.25)
-    return _mix(keys[lower], keys[(lower + 1) % len(keys)], mix)
+    return mix_params(keys[lower], keys[(lower + 1) % len(keys)], mix)
 
 
 def resample(params: HeadParams, *, frames: int) -> HeadParams:
@@ -209,22 +209,22 @@ def resample(params: HeadParams, *, frames: int) -> HeadParams:
         return params
     position = torch.linspace(0, len(params) - 1, frames, dtype=torch.float64)
     lower = position.floor().long().clamp(max=max(len(params) - 2, 0))
-    return _mix(params[lower], params[(lower + 1).clamp(max=len(params) - 1)], position - lower)
+    return mix_params(params[lower], params[(lower + 1).clamp(max=len(params) - 1)], position - lower)
 
 
-def _mix(first: HeadParams, second: HeadParams, share: Tensor) -> HeadParams:
+def mix_params(first: HeadParams, second: HeadParams, share: Tensor) -> HeadParams:
     """Row by row from `first` (share 0) to `second` (share 1)."""
     fields = {}
     for name, start in first.as_dict().items():
         end = second.as_dict()[name]
         if name in ROTATION_FIELDS:
-            fields[name] = _slerp(start, end, share)
+            fields[name] = slerp(start, end, share)
         else:
             fields[name] = torch.lerp(start, end, share[:, None].to(start))
     return HeadParams(**fields)
 
 
-def _slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+def slerp(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     """Axis-angle vectors [T, 3 k] interpolated on the rotation group."""
     from scipy.spatial.transform import Rotation
 

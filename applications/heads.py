@@ -18,7 +18,7 @@ from dnnlib import UserError
 from dnnlib.files import atomic_write
 from training.checkpoint import LoadedGenerator
 from training.head import load_head_model
-from training.head.model import NUM_LANDMARKS, HeadInput, HeadModel, HeadParams, HeadTemplate
+from training.head.model import NUM_LANDMARKS, PARAM_FIELDS, HeadInput, HeadModel, HeadParams, HeadTemplate
 from training.head.obj import head_vertices
 
 
@@ -54,12 +54,17 @@ def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
     if choice.data and not choice.expressions:
         return dataset_head(choice.data, choice.index, loaded, head_model_path=choice.head_model_path)
     head = network_head_model(loaded, path=choice.head_model_path)
+    return head.forward(choose_params(choice, loaded, head))
+
+
+def choose_params(choice: HeadChoice, loaded: LoadedGenerator, head: HeadModel) -> HeadParams:
+    """The parameters [1, ...] of a choice without obj_path."""
     params = head.neutral().replace(identity=own_identity(loaded, head))
     if choice.params_path:
         params = row(read_params(choice.params_path, head), choice.index, where=choice.params_path)
     elif choice.data:
         params = dataset_params(choice.data, head, indices=(choice.index,))
-    return head.forward(add_expressions(params, choice.expressions, head))
+    return add_expressions(params, choice.expressions, head)
 
 
 def own_identity(loaded: LoadedGenerator, head: HeadModel) -> Tensor:
@@ -124,7 +129,8 @@ def read_params(path: str | os.PathLike[str], head: HeadModel) -> HeadParams:
         if not zipfile.is_zipfile(path) and os.path.exists(path):
             raise zipfile.BadZipFile('it is no zip')
         with np.load(path, allow_pickle=False) as data:
-            params = HeadParams.from_dict({name: torch.from_numpy(np.asarray(data[name])) for name in data.files})
+            fields = [name for name in PARAM_FIELDS if name in data.files]  # the file of a track holds more
+            params = HeadParams.from_dict({name: torch.from_numpy(np.asarray(data[name])) for name in fields})
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(f'{path}: not an .npz file of HeadParams ({error})') from error
     except (ValueError, TypeError, AttributeError) as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dnnlib import UserError
 from dnnlib.files import atomic_write
@@ -21,6 +22,11 @@ from training.generator import Generator, Planes
 
 DEFAULT_LEVEL = 10.0  # sigma of the surface: EG3D's, about half of the light lost in 0.07 world units
 MIN_INSIDE = 0.002  # share of the box that a surface at DEFAULT_LEVEL must enclose to be taken for a head
+VIEWS = ((0.0, 0.0), (-1.0, 0.0), (1.0, 0.0))  # yaw, pitch in radians, that colours are read from
+_HIDDEN_WEIGHT = 0.02  # of the neighbours' colour against a view that sees a point squarely
+_SEEN = 0.1  # weight of the views from which on a point counts as seen
+_ANCHORS = 1024  # seen points, spread evenly, that unseen ones take their colour from
+_NEIGHBOURS = 64  # of these, so that no border shows
 CHUNK = 1 << 17  # points evaluated at once, rounded to whole lines of the grid
 
 
@@ -91,10 +97,10 @@ def extract_mesh(sigma: NDArray[np.float32], *, level: float, half: float) -> Me
     spacing = 2 * half / (sigma.shape[0] - 1)
     vertices, faces, _, _ = marching_cubes(sigma, level=level, gradient_direction='ascent')
     vertices = vertices.astype(np.float32) * np.float32(spacing) - np.float32(half)
-    return Mesh(vertices, faces.astype(np.int32), _normals(vertices, faces))
+    return Mesh(vertices, faces.astype(np.int32), vertex_normals(vertices, faces))
 
 
-def _normals(vertices: NDArray[np.float32], faces: NDArray[np.integer]) -> NDArray[np.float32]:
+def vertex_normals(vertices: NDArray[np.float32], faces: NDArray[np.integer]) -> NDArray[np.float32]:
     """Area-weighted vertex normals [V, 3]."""
     corners = vertices[faces].astype(np.float64)
     face = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -106,19 +112,23 @@ def _normals(vertices: NDArray[np.float32], faces: NDArray[np.integer]) -> NDArr
 
 
 @torch.no_grad()
-def color_mesh(mesh: Mesh, generator: Generator, planes: Planes, *, yaws: tuple[float, ...] = (0.0, -1.0, 1.0)) -> Mesh:
-    """The mesh with vertex colours read from renderings of the same planes at several yaws (radians).
+def seen_colors(
+    generator: Generator,
+    planes: Planes,
+    points: Tensor,  # [P, 3] world
+    normals: Tensor,  # [P, 3] unit, outward
+    *,
+    views: tuple[tuple[float, float], ...] = VIEWS,
+) -> Tensor:
+    """Colours [P, 3] in [-1, 1] of surface points, read from renderings of the same planes at (yaw, pitch) in radians.
 
-    Each view counts by how squarely it faces the vertex; hidden vertices take the views that see them
-    least obliquely, and those that no view faces become the mean colour.
+    Each view counts by how squarely it faces the point, if it sees it. What none sees has a mean of the colours seen
+    around: what the volume itself holds there was never compared with a picture, and looks like it.
     """
-    device = next(generator.parameters()).device
-    points = torch.from_numpy(mesh.vertices).to(device)
-    normals = torch.from_numpy(mesh.normals).to(device)
     color = points.new_zeros(len(points), 3)
-    weight = points.new_full((len(points), 1), 1e-6)
-    for yaw in yaws:
-        label = cameras.orbit_camera(torch.tensor([yaw]), torch.zeros(1)).to(device)
+    weight = points.new_zeros(len(points), 1)
+    for yaw, pitch in views:
+        label = cameras.orbit_camera(torch.tensor([yaw]), torch.tensor([pitch])).to(points.device)
         out = generator.render(planes, label)
         place, _ = cameras.project(points[None], label)
         where = (place * 2 - 1)[:, :, None]
@@ -131,9 +141,40 @@ def color_mesh(mesh: Mesh, generator: Generator, planes: Planes, *, yaws: tuple[
         share = (facing * (visible + 1e-3))[:, None]
         color += share * value[0, :, :, 0].T
         weight += share
-    mean = color.sum(dim=0, keepdim=True) / weight.sum()
-    mixed = (color + 1e-6 * mean) / weight
-    return dataclasses.replace(mesh, colors=((mixed + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy())
+    spread = _spread(points, color / weight.clamp_min(1e-9), seen=weight[:, 0] > _SEEN)
+    return ((color + _HIDDEN_WEIGHT * spread) / (weight + _HIDDEN_WEIGHT)).clamp(-1, 1)
+
+
+def _spread(points: Tensor, colors: Tensor, *, seen: Tensor) -> Tensor:
+    """Colours [P, 3] with those of points that are not seen [P] replaced by a mean of seen ones, near ones first."""
+    from scipy.spatial import cKDTree
+
+    anchors = torch.nonzero(seen)[:, 0]
+    anchors = anchors[:: max(1, len(anchors) // _ANCHORS)]
+    count = min(_NEIGHBOURS, len(anchors))
+    if count == 0 or bool(seen.all()):
+        return colors
+    tree = cKDTree(points[anchors].cpu().numpy())
+    distance, index = tree.query(points[~seen].cpu().numpy(), k=range(1, count + 1))
+    share = torch.from_numpy(1 / (distance + 1e-4) ** 2).to(colors)
+    near = colors[anchors][torch.from_numpy(index).to(colors.device)]
+    result = colors.clone()
+    result[~seen] = (near * share[..., None]).sum(dim=1) / share.sum(dim=1, keepdim=True)
+    return result
+
+
+def color_mesh(
+    mesh: Mesh,
+    generator: Generator,
+    planes: Planes,
+    *,
+    views: tuple[tuple[float, float], ...] = VIEWS,
+) -> Mesh:
+    """The mesh with the vertex colours of `seen_colors`."""
+    device = next(generator.parameters()).device
+    points, normals = torch.from_numpy(mesh.vertices).to(device), torch.from_numpy(mesh.normals).to(device)
+    colors = seen_colors(generator, planes, points, normals, views=views)
+    return dataclasses.replace(mesh, colors=((colors + 1) * 127.5).round().byte().cpu().numpy())
 
 
 def write_ply(path: str | os.PathLike[str], mesh: Mesh) -> None:

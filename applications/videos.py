@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import os
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from applications import images
 from applications.directions import direction_shift
-from applications.driving import DEFAULT_FRAMES, DriveOptions, drive_sequence, transfer
+from applications.driving import DEFAULT_FRAMES
 from applications.heads import HeadChoice, choose_head, identity_coefficients, network_head_model, own_identity
+from applications.mp4 import Sound, write_mp4
+from applications.preprocessing.clip import read_frames, video_facts
+from applications.reenactment import DEFAULT_FPS, DriverOptions, Motion, drive, is_video
 from applications.samples import CameraRig, avatar_latent, seed_latents
 from dnnlib import UserError
-from dnnlib.files import explain_os_error, make_output_folder
+from dnnlib.files import make_output_folder
 from training.checkpoint import LoadedGenerator
 from training.generator import Generator, Identity, Planes
 from training.head.model import HeadInput
@@ -105,10 +106,9 @@ class VideoOptions:
     columns: int
     rows: int
     frames: int | None = None  # None: as long as the driver, else DEFAULT_FRAMES
-    fps: float = 30.0
-    motions: tuple[str, ...] = ('orbit',)  # of MOTIONS
-    drive: str | None = None  # a demo's name, a packed dataset, or an .npz of HeadParams
-    drive_items: tuple[int, ...] | None = None
+    fps: float | None = None  # None: the driver's, else DEFAULT_FPS
+    motions: tuple[str, ...] = ('orbit',)  # of MOTIONS; a driver's camera stands for the orbit
+    driver: DriverOptions | None = None
     head_identity: str | None = None  # DATASET[:INDEX] or .npz; None: an avatar's own, else the neutral shape
     own_latent: bool = False  # an avatar's latent instead of the seeds, where the checkpoint has one
     obj_path: str | None = None  # a mesh instead, which nothing drives
@@ -118,29 +118,74 @@ class VideoOptions:
     truncation_cutoff: int | None = None
     directions: tuple[str, ...] = ()  # as applications/directions.py reads them
     with_template: bool = False
+    with_driver: bool = False  # the driving video's frames on the left
     scale: int | None = None  # None: cells of at least 256 pixels, for small networks
     crf: int = 18  # 0 lossless, 51 worst
 
 
-def make_video(loaded: LoadedGenerator, options: VideoOptions, *, progress: Callable[[int, int], None]) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A scene, its rate, and the video that its driver was seen in."""
+
+    scene: Scene
+    fps: float
+    video: str | None = None
+    rows: Tensor | None = None  # [frames] the video's frame beside each frame
+
+
+def make_video(
+    loaded: LoadedGenerator,
+    options: VideoOptions,
+    *,
+    progress: Callable[[int, int], None],
+    report: Callable[[str], None] = print,
+) -> int:
     """Render and write the video; returns its number of frames. progress(done, total) counts frames."""
-    scene = plan_scene(loaded, options)
     make_output_folder(Path(options.output).parent)
-    scale = options.scale or max(1, 256 // loaded.generator.config.image_resolution)
+    _spare_the_driver(options)
+    plan = plan_scene(loaded, options, report=report)
+    scene = plan.scene
+    size = loaded.generator.config.image_resolution
+    size *= options.scale or max(1, 256 // size)
     pictures = frame_pictures(
-        loaded.generator, scene, columns=options.columns, scale=scale, with_template=options.with_template
+        loaded.generator, scene, columns=options.columns, size=size, with_template=options.with_template
     )
+    if options.with_driver and plan.video is not None and plan.rows is not None:
+        drivers = driver_pictures(plan.video, plan.rows, height=options.rows * size)
+        pictures = (np.concatenate(pair, axis=1) for pair in zip(drivers, pictures, strict=True))
 
     def counted() -> Iterator[np.ndarray]:
         for done, picture in enumerate(pictures, start=1):
             yield picture
             progress(done, scene.frames)
 
-    return write_mp4(options.output, counted(), fps=options.fps, crf=options.crf)
+    sound = None if plan.video is None else _sound(plan.video, seconds=scene.frames / plan.fps)
+    return write_mp4(options.output, counted(), fps=plan.fps, crf=options.crf, sound=sound)
+
+
+def _spare_the_driver(options: VideoOptions) -> None:
+    """UserError if the output is the driving video, or if nothing has the pictures that are asked for."""
+    source = None if options.driver is None else options.driver.source
+    if (
+        source is not None
+        and all(map(os.path.exists, (source, options.output)))
+        and os.path.samefile(source, options.output)
+    ):
+        raise UserError(f'--output {options.output}: is the driving video itself; choose another name')
+    if options.with_driver and (source is None or not is_video(source)):
+        raise UserError('--with-driver: only a video given to --drive has pictures of the driver')
+
+
+def _sound(video: str, *, seconds: float) -> Sound | None:
+    """The sound of a driving video, None where it has none (as a folder of pictures)."""
+    if not Path(video).is_file():
+        return None
+    facts = video_facts(video)
+    return Sound(source=video, delay=facts.delay, seconds=seconds) if facts.sound else None
 
 
 @torch.no_grad()
-def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
+def plan_scene(loaded: LoadedGenerator, options: VideoOptions, *, report: Callable[[str], None] = print) -> Plan:
     """Latents, heads and cameras of every frame; UserError for options that do not fit together."""
     cells = options.columns * options.rows
     seeds = list(options.seeds)
@@ -149,9 +194,10 @@ def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
         raise UserError(f'--seeds: interpolation of {cells} cells needs 2 or more seeds for each, got {len(seeds)}')
     if not interpolate and len(seeds) != cells:
         raise UserError(f'--seeds: a grid of {options.columns}x{options.rows} needs {cells} seeds, got {len(seeds)}')
-    heads = _planned_heads(loaded, options)
-    frames = len(heads) if options.drive else options.frames or DEFAULT_FRAMES
     rig = CameraRig.of(loaded.config, framing=loaded.info.framing)
+    heads, motion = _planned_heads(loaded, options, rig=rig, report=report)
+    frames = options.frames or DEFAULT_FRAMES if motion is None else len(heads)
+    fps = (options.fps or DEFAULT_FPS) if motion is None else motion.fps
     psi, cutoff = options.truncation_psi, options.truncation_cutoff
     if options.own_latent and loaded.avatar is not None and not interpolate:
         ws = avatar_latent(loaded, loaded.avatar, truncation_psi=psi, truncation_cutoff=cutoff).expand(cells, -1, -1)
@@ -162,28 +208,34 @@ def plan_scene(loaded: LoadedGenerator, options: VideoOptions) -> Scene:
     latents: Latents = StillLatents(ws)
     if interpolate:
         latents = LoopedLatents(ws.reshape(cells, -1, *ws.shape[1:]), frames=frames)
-    labels = orbit_labels(frames, fps=options.fps, rig=rig) if 'orbit' in options.motions else rig.front()
-    return Scene(latents=latents, heads=heads, labels=labels, frames=frames)
+    labels = orbit_labels(frames, fps=fps, rig=rig) if 'orbit' in options.motions else rig.front()
+    if motion is not None and motion.labels is not None:
+        labels = motion.labels
+    scene = Scene(latents=latents, heads=heads, labels=labels, frames=frames)
+    video = options.driver.source if options.driver is not None and is_video(options.driver.source) else None
+    return Plan(scene=scene, fps=fps, video=video, rows=None if motion is None else motion.rows)
 
 
-def _planned_heads(loaded: LoadedGenerator, options: VideoOptions) -> HeadInput:
+def _planned_heads(
+    loaded: LoadedGenerator, options: VideoOptions, *, rig: CameraRig, report: Callable[[str], None]
+) -> tuple[HeadInput, Motion | None]:
     """The posed heads: one a frame when driven, else a single one."""
-    driven = options.drive is not None or options.head_identity is not None
+    driven = options.driver is not None or options.head_identity is not None
     if driven and options.obj_path:
         raise UserError('--obj_path: a mesh has no parameters; leave out --drive and --head-identity')
     if not driven:
         choice = HeadChoice(
             obj_path=options.obj_path, lms_path=options.lms_path, head_model_path=options.head_model_path
         )
-        return choose_head(choice, loaded)
+        return choose_head(choice, loaded), None
     head = network_head_model(loaded, path=options.head_model_path)
     identity = own_identity(loaded, head)
     if options.head_identity is not None:
         identity = identity_coefficients(options.head_identity, head)
-    if options.drive is None:
-        return head.forward(head.neutral().replace(identity=identity))
-    drive = DriveOptions(source=options.drive, items=options.drive_items, frames=options.frames, fps=options.fps)
-    return head.forward(transfer(drive_sequence(drive, head), identity=identity, head=head))
+    if options.driver is None:
+        return head.forward(head.neutral().replace(identity=identity)), None
+    motion = drive(options.driver, head, identity=identity, rig=rig, beside=options.output, report=report)
+    return head.forward(motion.params), motion
 
 
 @torch.no_grad()
@@ -219,10 +271,9 @@ def orbit_labels(frames: int, *, fps: float, rig: CameraRig) -> Tensor:
 
 
 def frame_pictures(
-    generator: Generator, scene: Scene, *, columns: int, scale: int, with_template: bool
+    generator: Generator, scene: Scene, *, columns: int, size: int, with_template: bool
 ) -> Iterator[np.ndarray]:
-    """uint8 pictures [H, W, 3]: the grid of cells, enlarged by a whole factor; beside it the template's rendering."""
-    size = generator.config.image_resolution * scale
+    """uint8 pictures [H, W, 3]: the grid of cells of `size` pixels; beside it the template's rendering."""
     for frame, cells in enumerate(render_scene(generator, scene)):
         picture = images.grid(_enlarge(cells, size), columns)
         if with_template:
@@ -239,67 +290,26 @@ def frame_pictures(
         yield images.to_array(picture)
 
 
+def driver_pictures(video: str, rows: Tensor, *, height: int) -> Iterator[np.ndarray]:
+    """Frames `rows` [T] (ascending) of a video or folder, uint8 [height, W, 3]; all as wide as the first.
+
+    A frame that can not be read shows the one before (black at the beginning).
+    """
+    with contextlib.closing(read_frames(video)) as frames:
+        shape = next((frame.image.shape for frame in frames if frame.image is not None), (1, 1, 3))
+    width = max(1, round(height * shape[1] / shape[0]))
+    shown, number = np.zeros((height, width, 3), np.uint8), -1
+    with contextlib.closing(read_frames(video)) as frames:
+        for row in rows.tolist():
+            while number < row and (frame := next(frames, None)) is not None:
+                number = frame.number
+                if frame.image is not None:
+                    resized = Image.fromarray(frame.image).resize((width, height), Image.Resampling.BICUBIC)
+                    shown = np.asarray(resized)
+            yield shown
+
+
 def _enlarge(cells: Tensor, size: int) -> Tensor:
     if cells.shape[-1] == size:
         return cells
     return torch.nn.functional.interpolate(cells, size=(size, size), mode='bicubic').clamp(-1, 1)
-
-
-def write_mp4(path: str | os.PathLike[str], pictures: Iterable[np.ndarray], *, fps: float, crf: int = 18) -> int:
-    """Encode uint8 pictures [H, W, 3] of one size as H.264 and return how many there were.
-
-    Odd sizes get a black row or column (4:2:0 needs even ones). crf: 0 (lossless) to 51 (worst). The
-    file is whole or absent; UserError if it cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f'.{target.stem}.{os.getpid()}.tmp.mp4')
-    count = 0
-    try:
-        temporary.touch()  # ffmpeg's own words for an unwritable folder are longer
-        pictures = iter(pictures)
-        first = next(pictures, None)
-        if first is None:
-            raise UserError(f'{target}: no frames to write')
-        with _encoder(temporary, _even(first), fps=fps, crf=crf, target=target) as pipe:
-            for picture in itertools.chain([first], pictures):
-                pipe.write(_even(picture).tobytes())
-                count += 1
-        os.replace(temporary, target)
-    except OSError as error:
-        raise explain_os_error(error, target) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
-
-
-def _even(picture: np.ndarray) -> np.ndarray:
-    return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)))
-
-
-@contextlib.contextmanager
-def _encoder(file: Path, first: np.ndarray, *, fps: float, crf: int, target: Path) -> Iterator[IO[bytes]]:
-    """A pipe into ffmpeg for raw RGB frames like `first`; UserError with ffmpeg's first line if it fails."""
-    import imageio_ffmpeg
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt', 'rgb24']
-    command += ['-s', f'{first.shape[1]}x{first.shape[0]}', '-r', f'{fps:g}', '-i', '-', '-an']
-    command += ['-c:v', 'libx264', '-pix_fmt', 'yuv420p', '-crf', str(crf), '-movflags', '+faststart', str(file)]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
-        assert process.stdin is not None
-        broken = False
-        try:
-            yield process.stdin
-        except BrokenPipeError:
-            broken = True
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.wait()
-        if broken or process.returncode:
-            log.seek(0)
-            reason = (log.read().decode(errors='replace').strip().splitlines() or ['no message'])[-1]
-            raise UserError(f'{target}: ffmpeg could not write it: {reason}')

@@ -21,8 +21,9 @@ import gen_samples
 import gen_videos
 from applications import images, meshes
 from applications.heads import HeadChoice, choose_head, save_params
+from applications.mp4 import write_mp4
 from applications.samples import CameraRig, seed_latents
-from applications.videos import LoopedLatents, Scene, StillLatents, orbit_labels, render_scene, write_mp4
+from applications.videos import LoopedLatents, Scene, StillLatents, orbit_labels, render_scene
 from dnnlib import UserError
 from training import cameras
 from training.checkpoint import load_generator

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from applications.mp4 import write_mp4
 from applications.preprocessing.crops import PhotoLimits
 from applications.preprocessing.video import VideoOptions, convert_video
 from applications.samples import CameraRig, seed_latents
-from applications.videos import write_mp4
 from dnnlib import UserError
 from dnnlib.cli import Command
 from training import cameras

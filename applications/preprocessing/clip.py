@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -60,8 +61,8 @@ class Frame:
     problem: str = ''  # why
 
 
-def read_frames(source: str | os.PathLike[str], choice: FrameChoice = FrameChoice()) -> Iterator[Frame]:
-    """The chosen frames in order. UserError for a source that has none."""
+def read_frames(source: str | os.PathLike[str], choice: FrameChoice = FrameChoice()) -> Generator[Frame, None, None]:
+    """The chosen frames in order. UserError for a source that has none. Closing it ends the decoder."""
     path = Path(source)
     if path.is_dir():
         yield from _read_folder(path, choice)
@@ -71,6 +72,40 @@ def read_frames(source: str | os.PathLike[str], choice: FrameChoice = FrameChoic
         raise UserError(f'--source {source}: empty file (0 bytes); give a video or a folder of frames')
     else:
         yield from _read_video(path, choice)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """What a video file says of itself."""
+
+    fps: float  # frames a second; the mean where it varies
+    sound: bool  # whether it has any
+    delay: float  # seconds from the beginning of the file to its first frame
+
+
+def video_facts(source: str | os.PathLike[str]) -> VideoFacts:
+    """Rate, sound and beginning of a video file. UserError where no frame can be decoded."""
+    import imageio_ffmpeg
+
+    path = Path(source)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), '-nostdin', '-hide_banner', '-i', f'file:{path}', '-map', '0:v:0']
+    command += ['-frames:v', '1', '-vf', 'showinfo', '-f', 'null', '-']
+    text = subprocess.run(command, capture_output=True, check=False).stderr.decode(errors='replace')
+    start = re.search(r'pts_time:\s*(-?[\d.]+)', text)
+    if start is None:
+        next(read_frames(path))  # says what is wrong with it
+        raise UserError(f'{path}: says nothing of its frame rate; convert it to an .mp4')
+    stated = re.search(r'Video:.*?([\d.]+)(k?) fps', text)
+    exact = re.search(r'frame_rate: (\d+)/(\d+)', text)
+    rates = [float(exact[1]) / float(exact[2])] if exact and float(exact[2]) else []
+    mean = float(stated[1]) * (1000 if stated[2] else 1) if stated else 0.0
+    if mean > 0 and not (rates and abs(rates[0] / mean - 1) < 0.01):
+        rates = [mean]  # of a rate that varies
+    if not rates:
+        raise UserError(f'{path}: says nothing of its frame rate; convert it to an .mp4')
+    return VideoFacts(
+        fps=rates[0], sound=bool(re.search(r'Stream #\S+.*: Audio:', text)), delay=max(0.0, float(start[1]))
+    )
 
 
 def _read_folder(path: Path, choice: FrameChoice) -> Iterator[Frame]:

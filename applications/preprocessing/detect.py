@@ -13,6 +13,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -107,9 +108,9 @@ def find_landmarker(path: str | os.PathLike[str] | None = None) -> Path:
 class MediaPipeDetector:
     """MediaPipe's face landmarker: 478 points, blendshapes and pose of every face in a picture.
 
-    Use as a context manager. When the whole picture shows no face, overlapping quarters are
-    searched as well, because the detector looks at a small copy and misses small faces.
-    The iris points are then moved onto the irises of the picture (iris.py).
+    Use as a context manager; otherwise it is closed when nothing refers to it any more. When the whole picture
+    shows no face, overlapping quarters are searched as well, because the detector looks at a small copy and misses
+    small faces. The iris points are then moved onto the irises of the picture (iris.py).
     `sha256` is the model file's; `tested` says whether it is the file that this code was tried with.
     """
 
@@ -139,6 +140,8 @@ class MediaPipeDetector:
             raise UserError(
                 f'{self.path}: not a face landmarker model ({error}); give the path of a {MODEL_FILE}'
             ) from error
+        # Its own destructor waits for ever where its thread is collected before it; this keeps it whole until closed.
+        self._close = weakref.finalize(self, self._landmarker.close)
 
     def __enter__(self) -> MediaPipeDetector:
         return self
@@ -146,7 +149,7 @@ class MediaPipeDetector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._landmarker.close()
+        self._close()
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """uint8 [H, W, 3] RGB -> faces, largest first."""

@@ -101,7 +101,7 @@ def convert_video(
     detector_name = describe_detector(detector, landmarker, log=log)
     kept = {
         'source': str(Path(source).resolve()),
-        'content': _content_key(source),
+        'content': content_key(source),
         'head_model': model.content_hash,
         'detector': detector_name,
         **dataclasses.asdict(options),
@@ -117,7 +117,7 @@ def convert_video(
     open_writer().discard()  # refuses before the work
     work = WorkFolder(f'{base}-work', kept, restart=restart)
     offsets = landmark_offsets(detector_name.partition(' ')[0], model.name)
-    stages = _Stages(source, work, model=model, offsets=offsets, options=options, workers=check_workers(workers))
+    stages = Stages(source, work, model=model, offsets=offsets, options=options, workers=check_workers(workers))
     with work.removed_if_empty():
         frames = stages.detect(detector, landmarker, log=log)
     written, rejected = stages.fit(frames)
@@ -156,8 +156,8 @@ def describe_video(result: VideoReport, *, out: str | os.PathLike[str], resoluti
     return [*lines, f'overlays: {result.folder / "sheet.png"}']
 
 
-class _Stages:
-    """The steps of one conversion over its work folder and processes."""
+class Stages:
+    """The steps of one conversion over its work folder and processes; applications/tracking.py takes the first two."""
 
     def __init__(
         self,
@@ -300,7 +300,7 @@ class _Stages:
         yield from tqdm(results, total=total, desc=title, disable=total == 0)
 
 
-def _content_key(source: str | os.PathLike[str]) -> str:
+def content_key(source: str | os.PathLike[str]) -> str:
     """What changes when the video, or a picture of the folder, does."""
     path = Path(source)
     files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -1,0 +1,131 @@
+"""Heads of a trained generator as meshes for other programs: OBJ, PLY, GLB, also animated."""
+
+from __future__ import annotations
+
+import click
+
+from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_option
+
+
+@click.command(cls=Command)
+@click.option('--network', required=True, help="Snapshot (network-snapshot-*.pkl), or the public release's pickle.")
+@click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
+@click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
+@click.option('--output', 'outputs', required=True, multiple=True, help='An .obj, .ply or .glb; repeat for several.')
+@click.option('--seeds', help="Like 0,1,4-7: a file each. Default: 0, or the latent of an avatar's checkpoint.")
+@click.option('--latent', help='Instead: ws from an .npy, or from an .npz like the pivot.npz of an avatar.')
+@click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
+@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@click.option('--obj_path', '--obj-path', help='Head from an OBJ of the same topology (head frame, metres).')
+@click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
+@click.option('--head', 'params_path', help='Head from an .npz of HeadParams (row --index).')
+@click.option('--data', help='Head from a packed dataset (item --index).')
+@click.option(
+    '--index', type=click.IntRange(min=0), default=0, show_default=True, help='Item of --data or row of --head.'
+)
+@click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.')
+@click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
+@click.option('--drive', help='An animated .glb: a video, an .npz, a dataset, or talk, blink, gaze, turn, all.')
+@click.option('--frames', type=click.IntRange(min=1), help="Of the animation. Default: the driver's, or 120.")
+@click.option('--fps', type=click.FloatRange(min=1), help="Default: a driving video's own, else 30.")
+@click.option('--landmarker', help="MediaPipe's face_landmarker.task, for a video. Default: looked for.")
+@click.option('--template', is_flag=True, help='The head mesh with baked colours; expressions become morph targets.')
+@click.option(
+    '--texture-size', type=click.IntRange(8, 4096), default=512, show_default=True, help='Side of its picture, texels.'
+)
+@click.option('--resolution', type=click.IntRange(4, 1024), default=128, show_default=True, help='Voxels a side.')
+@click.option('--level', type=float, help='sigma of the surface. Default: 10, or mid-range where 10 is not reached.')
+@click.option('--faces', type=click.IntRange(min=4), help='At most so many. Default: all of marching cubes.')
+@click.option(
+    '--cut',
+    type=click.FloatRange(min=0, min_open=True),
+    metavar='METRES',
+    help='Remove what is farther than this from the head mesh. Default: nothing.',
+)
+@click.option('--all-parts', is_flag=True, help='Keep every connected part. Default: the largest.')
+@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@rasterizer_option
+@precision_option
+def main(
+    network: str,
+    topology: str | None,
+    eye_mask: str | None,
+    outputs: tuple[str, ...],
+    seeds: str | None,
+    latent: str | None,
+    trunc: float,
+    trunc_cutoff: int | None,
+    obj_path: str | None,
+    lms_path: str | None,
+    params_path: str | None,
+    data: str | None,
+    index: int,
+    expressions: tuple[str, ...],
+    head_model: str | None,
+    drive: str | None,
+    frames: int | None,
+    fps: float | None,
+    landmarker: str | None,
+    template: bool,
+    texture_size: int,
+    resolution: int,
+    level: float | None,
+    faces: int | None,
+    cut: float | None,
+    all_parts: bool,
+    device: str,
+    precision: str,
+) -> None:
+    """Write coloured meshes in metres (y up, the face towards +z) of seeds, a latent or an avatar.
+
+    \b
+    Examples:
+        python export_mesh.py --network=SNAPSHOT --seeds=3 --faces=20000 --output=head.obj --output=head.glb
+        python export_mesh.py --network=out/avatar/avatar.pkl --output=me.glb --expression=jawOpen
+        python export_mesh.py --network=out/avatar/avatar.pkl --output=rig.glb --template
+        python export_mesh.py --network=SNAPSHOT --output=talk.glb --drive=talk --frames=24 --fps=8 --faces=8000
+    """
+    numbers = parse_int_list('0' if seeds is None else seeds, option='--seeds')
+
+    from applications.heads import HeadChoice
+    from applications.mesh_export import ExportOptions, export_meshes, pose
+    from applications.reenactment import DriverOptions
+    from applications.surfaces import SurfaceOptions
+    from applications.tracking import TrackOptions
+    from torch_utils.devices import choose_device
+    from torch_utils.precision import choose_precision
+    from training.checkpoint import ReleaseAssets, load_generator
+
+    options = ExportOptions(
+        outputs=outputs,
+        seeds=tuple(numbers),
+        own_latent=seeds is None,
+        latent=latent,
+        truncation_psi=trunc,
+        truncation_cutoff=trunc_cutoff,
+        surface=SurfaceOptions(resolution=resolution, level=level, faces=faces, cut=cut, all_parts=all_parts),
+        template=template,
+        texture_size=texture_size,
+    )
+    options.check(animated=drive is not None)
+    choice = HeadChoice(
+        obj_path=obj_path,
+        lms_path=lms_path,
+        params_path=params_path,
+        data=data,
+        index=index,
+        expressions=expressions,
+        head_model_path=head_model,
+    )
+    driver = None
+    if drive is not None:
+        driver = DriverOptions(source=drive, frames=frames, fps=fps, track=TrackOptions(landmarker=landmarker))
+    assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
+    chosen = choose_precision(precision, choose_device(device))
+    loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
+    posed = pose(loaded, choice, driver=driver, animatable=template, beside=outputs[0], report=click.echo)
+    export_meshes(loaded, posed, options, report=click.echo)
+
+
+if __name__ == '__main__':
+    main()
