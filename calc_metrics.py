@@ -26,7 +26,9 @@ METRICS_HELP = (
 # What all measuring commands share; `_measure` reads it.
 protocol_options = options(
     click.option('--mirror/--no-mirror', default=None, help='Count mirrored real images too.'),
-    click.option('--seed', default=0, show_default=True, help='Seed of latents, cameras and heads.'),
+    click.option(
+        '--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Seed of latents, cameras and heads.'
+    ),
     truncation_options,
     click.option(
         '--batch',

@@ -104,7 +104,7 @@ class Probe:
         numbers |= {'share_dynamic': dynamic, 'share_static': static, **self._latents(generator)}
         change = relative_change(closed, opened, self.region)
         if self.sees_mouth:
-            numbers['expression_response'] = change / self.template_change
+            numbers['mouth_response'] = change / self.template_change
         return {f'Monitor/{name}': value for name, value in numbers.items()}
 
     def _persons(self, generator: Generator, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -157,7 +157,7 @@ def template_response(
     template: HeadTemplate, closed: HeadInput, opened: HeadInput, label: Tensor, *, resolution: int
 ) -> tuple[Tensor, float]:
     """The mouth's region, and the relative change of the template's normals in it: what the relative change of a
-    generator's images is divided by to be its expression response (0: the head has no jaw)."""
+    generator's images is divided by to be its mouth response (0: the head has no jaw)."""
     region = mouth_region(closed, opened, label, resolution=resolution)
     normals = [
         render_template(template, head, label, resolution=resolution, mode='normals') for head in (closed, opened)

@@ -2,7 +2,7 @@
 
 Both are measured on the same latents, cameras and heads for the source and the stylized network, inside the drawn
 template, and neither depends on colours: a statue may be grey, but it must keep its nose and open its mouth. The
-expression response is the one that training watches (training/monitors.py), over more persons.
+mouth response is the one that training watches (training/monitors.py), over more persons.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Survival:
 
     depth_correlation: float  # mean over scenes of the Pearson correlation of the two depths
     depth_correlation_least: float  # of the worst scene
-    expression_response_before: float  # of the source, mean over groups of BATCH scenes
-    expression_response_after: float
+    mouth_response_before: float  # of the source, mean over groups of BATCH scenes
+    mouth_response_after: float
     scenes: int
 
     @property
     def survives(self) -> bool:
-        kept = self.expression_response_after >= LEAST_RESPONSE * self.expression_response_before
+        kept = self.mouth_response_after >= LEAST_RESPONSE * self.mouth_response_before
         return self.depth_correlation >= LEAST_DEPTH and kept
 
     def lines(self) -> list[str]:
@@ -47,7 +47,7 @@ class Survival:
         return [
             f'depth: correlation with the source {self.depth_correlation:.3f} (worst of {self.scenes} scenes '
             f'{self.depth_correlation_least:.3f}, wanted at least {LEAST_DEPTH} on average)',
-            f'expression response: {self.expression_response_before:.3f} before, {self.expression_response_after:.3f} '
+            f'mouth response: {self.mouth_response_before:.3f} before, {self.mouth_response_after:.3f} '
             f'after (wanted at least {LEAST_RESPONSE:.0%} of before)',
             'geometry and expressions survive' if self.survives else lost,
         ]
@@ -75,8 +75,8 @@ def measure_survival(source: Generator, stylized: Generator, scenes: SceneSource
     return Survival(
         depth_correlation=float(depth.mean()),
         depth_correlation_least=float(depth.min()),
-        expression_response_before=float(response[0]),
-        expression_response_after=float(response[1]),
+        mouth_response_before=float(response[0]),
+        mouth_response_after=float(response[1]),
         scenes=count,
     )
 
