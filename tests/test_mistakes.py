@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -21,7 +22,7 @@ from dnnlib.cli import MAX_LISTED, parse_float_list, parse_int_list
 from dnnlib.errors import UserError
 from training.config import preset
 
-SCRIPTS = {
+SCRIPTS: dict[str, Any] = {
     'calc_metrics': calc_metrics.main,
     'gen_samples': gen_samples.main,
     'latents': latents.main,
