@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
-from dnnlib.cli import Group, precision_option, rasterizer_option
+from dnnlib.cli import (
+    Group,
+    device_option,
+    network_option,
+    options,
+    precision_option,
+    rasterizer_option,
+    truncation_options,
+)
 
 METRICS_HELP = (
     'Comma-separated, FAMILY[_ESTIMATOR][COUNTS][_full]: fid50k_full, kid50k_full, pr50k3_full, is50k, fid3d50k_full, '
@@ -16,44 +23,40 @@ METRICS_HELP = (
 )
 
 
-def protocol_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what all measuring commands share; `_protocol` reads it."""
-    for option in reversed(
-        [
-            click.option('--mirror/--no-mirror', default=None, help='Count mirrored real images too.'),
-            click.option('--seed', default=0, show_default=True, help='Seed of latents, cameras and heads.'),
-            click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.'),
-            click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.'),
-            click.option(
-                '--batch',
-                type=click.IntRange(min=1),
-                default=16,
-                show_default=True,
-                help='Images at once per rank of an accelerator; a CPU takes 8, so that nothing depends on it.',
-            ),
-            click.option('--gpus', type=click.IntRange(min=1), default=1, show_default=True, help='Number of ranks.'),
-            click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.'),
-            click.option('--out', help='Append the results with their protocol to this JSON-lines file.'),
-            click.option('--name', help='What reports call it. Default: the name of the file.'),
-            click.option(
-                '--cache-dir',
-                help='Where features and downloads are kept. Default: NEXT3D_CACHE_DIR or ~/.cache/next3d.',
-            ),
-            click.option('--features', help='Feature network of metrics that name none. Default: official Inception.'),
-            click.option('--head-estimator', help='Head estimator of metrics that name none. Default: deca.'),
-            click.option('--identity', help='Identity network of metrics that name none. Default: arcface.'),
-            click.option('--locate', is_flag=True, help='Find faces (MediaPipe) for DECA, ArcFace, ... to crop by.'),
-            click.option('--inception', help='Path or URL of the official Inception (TorchScript). Default: its URL.'),
-            click.option('--inception-sha256', help='Expected sha256 of --inception, if it is not the official file.'),
-            click.option('--head-model', help="The user's FLAME file, for datasets of FLAME parameters."),
-            rasterizer_option,
-        ]
-    ):
-        command = option(command)
-    return command
+# What all measuring commands share; `_measure` reads it.
+protocol_options = options(
+    click.option('--mirror/--no-mirror', default=None, help='Count mirrored real images too.'),
+    click.option(
+        '--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Seed of latents, cameras and heads.'
+    ),
+    truncation_options,
+    click.option(
+        '--batch',
+        type=click.IntRange(min=1),
+        default=16,
+        show_default=True,
+        help='Images at once per rank of an accelerator; a CPU takes 8, so that nothing depends on it.',
+    ),
+    click.option('--gpus', type=click.IntRange(min=1), default=1, show_default=True, help='Number of ranks.'),
+    device_option,
+    click.option('--out', help='Append the results with their protocol to this JSON-lines file.'),
+    click.option('--name', help='What reports call it. Default: the name of the file.'),
+    click.option(
+        '--cache-dir',
+        help='Where features and downloads are kept. Default: NEXT3D_CACHE_DIR or ~/.cache/next3d.',
+    ),
+    click.option('--features', help='Feature network of metrics that name none. Default: official Inception.'),
+    click.option('--head-estimator', help='Head estimator of metrics that name none. Default: deca.'),
+    click.option('--identity', help='Identity network of metrics that name none. Default: arcface.'),
+    click.option('--locate', is_flag=True, help='Find faces (MediaPipe) for DECA, ArcFace, ... to crop by.'),
+    click.option('--inception', help='Path or URL of the official Inception (TorchScript). Default: its URL.'),
+    click.option('--inception-sha256', help='Expected sha256 of --inception, if it is not the official file.'),
+    click.option('--head-model', metavar='FILE', help="The user's FLAME file, for datasets of FLAME parameters."),
+    rasterizer_option,
+)
 
 
-def _measure(options: dict[str, Any], **subject: Any) -> None:
+def _measure(chosen: dict[str, Any], **subject: Any) -> None:
     """Run one evaluation from the options of `protocol_options` and what is measured."""
     from functools import partial
 
@@ -64,33 +67,33 @@ def _measure(options: dict[str, Any], **subject: Any) -> None:
 
     same = ('seed', 'batch', 'cache_dir', 'inception', 'inception_sha256', 'features', 'identity')
     evaluation = Evaluation(
-        metrics=split_names(options['metrics']),
-        data=options['data'],
-        mirror=options['mirror'],
-        name=options['name'],
-        head_model_path=options['head_model'],
-        out=options['out'],
-        locate=options['locate'],
+        metrics=split_names(chosen['metrics']),
+        data=chosen['data'],
+        mirror=chosen['mirror'],
+        name=chosen['name'],
+        head_model_path=chosen['head_model'],
+        out=chosen['out'],
+        locate=chosen['locate'],
         show=click.echo,
         protocol=Protocol(
-            **{name: options[name] for name in same},
-            truncation_psi=options['trunc'],
-            truncation_cutoff=options['trunc_cutoff'],
-            head=options['head_estimator'],
+            **{name: chosen[name] for name in same},
+            truncation_psi=chosen['trunc'],
+            truncation_cutoff=chosen['trunc_cutoff'],
+            head=chosen['head_estimator'],
         ),
         **subject,
     )
-    run(partial(run_evaluation, evaluation), choose_device(options['device']).type, ranks=options['gpus'])
+    run(partial(run_evaluation, evaluation), choose_device(chosen['device']).type, ranks=chosen['gpus'])
 
 
 @click.group(cls=Group, invoke_without_command=True)
-@click.option('--network', help='Snapshot (network-snapshot-*.pkl).')
+@network_option(required=False)
 @click.option('--data', help='Packed dataset. Default: what the network was trained on.')
 @click.option('--metrics', default='fid50k_full', show_default=True, help=METRICS_HELP)
 @precision_option
 @protocol_options
 @click.pass_context
-def main(context: click.Context, network: str | None, precision: str, **options: Any) -> None:
+def main(context: click.Context, network: str | None, precision: str, **chosen: Any) -> None:
     """Measure a snapshot and print one line a metric, with its 95 % interval and its floor.
 
     Camera and head of each generated image come from random dataset items. A result depends on the seed, not on
@@ -108,7 +111,7 @@ def main(context: click.Context, network: str | None, precision: str, **options:
         return
     if network is None:
         raise click.UsageError("--network: missing, the snapshot to measure; or use 'compare' or 'report'")
-    _measure(options, network=network, precision=precision)
+    _measure(chosen, network=network, precision=precision)
 
 
 @main.command()
@@ -117,7 +120,7 @@ def main(context: click.Context, network: str | None, precision: str, **options:
 @click.option('--data', help='Packed dataset: real images, and where cameras and heads are drawn from.')
 @click.option('--metrics', required=True, help=METRICS_HELP)
 @protocol_options
-def compare(adapter: str | None, images: str | None, **options: Any) -> None:
+def compare(adapter: str | None, images: str | None, **chosen: Any) -> None:
     """Measure another generator, or a folder of images, by the same code.
 
     Of a folder, fid, kid, pr and is take the pictures as they are. With dataset.json and head.npz in it
@@ -131,7 +134,7 @@ def compare(adapter: str | None, images: str | None, **options: Any) -> None:
     """
     if (adapter is None) == (images is None):
         raise click.UsageError('--adapter or --images: give one of the two')
-    _measure(options, adapter=adapter, images=images)
+    _measure(chosen, adapter=adapter, images=images)
 
 
 @main.command()

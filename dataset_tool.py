@@ -29,7 +29,9 @@ def main() -> None:
 @click.option('--out', required=True, help='Dataset to write: a name ending in .zip, or a folder.')
 @click.option('--num', default=4000, show_default=True, help='Images; four in a row show one person.')
 @click.option('--resolution', default=64, show_default=True, help='Image side in pixels, a power of two.')
-@click.option('--seed', default=0, show_default=True, help='The same seed gives the same file.')
+@click.option(
+    '--seed', type=click.IntRange(min=0), default=0, show_default=True, help='The same seed gives the same file.'
+)
 @click.option('--workers', type=click.IntRange(min=0), help='Processes; 0: only this one. Default: one a core.')
 @click.option('--overwrite', is_flag=True, help='Replace a dataset at --out.')
 def synth(out: str, num: int, resolution: int, seed: int, workers: int | None, overwrite: bool) -> None:

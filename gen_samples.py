@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import click
 
-from dnnlib.cli import Command, parse_float_list, parse_int_list, precision_option, rasterizer_option
+from dnnlib.cli import (
+    Command,
+    device_option,
+    head_model_option,
+    network_option,
+    parse_float_list,
+    parse_int_list,
+    precision_option,
+    rasterizer_option,
+    release_options,
+    truncation_options,
+)
 
 
 @click.command(cls=Command)
-@click.option('--network', required=True, help="Snapshot (network-snapshot-*.pkl), or the public release's pickle.")
-@click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
-@click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
-@click.option('--outdir', required=True, help='Folder for the pictures.')
+@network_option()
+@release_options
+@click.option('--outdir', required=True, metavar='DIR', help='Folder for the pictures.')
 @click.option('--seeds', help="Like 0,1,4-7. Default: 0-7, or the latent of an avatar's checkpoint.")
-@click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
-@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@truncation_options
 @click.option(
     '--yaws', default='0.4,0,-0.4', show_default=True, help='Camera yaws, radians; + is to the left of the subject.'
 )
@@ -37,7 +46,7 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list, precision_opti
     metavar='FILE:INDEX[:STRENGTH]',
     help='Move latents along a direction of latents.py; may be repeated.',
 )
-@click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
+@head_model_option
 @click.option(
     '--shapes/--no-shapes', default=False, help='Also write a surface (.ply) and a density grid (.mrc) a seed.'
 )
@@ -45,7 +54,7 @@ from dnnlib.cli import Command, parse_float_list, parse_int_list, precision_opti
 @click.option(
     '--shape-level', type=float, help='sigma of the surface. Default: 10, or mid-range where 10 is not reached.'
 )
-@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@device_option
 @rasterizer_option
 @precision_option
 def main(

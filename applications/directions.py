@@ -8,6 +8,7 @@ standard deviations of random latents along the direction.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import zipfile
@@ -127,6 +128,8 @@ def save_directions(path: str | os.PathLike[str], directions: Directions) -> Non
 def load_directions(path: str | os.PathLike[str]) -> Directions:
     """Read what save_directions wrote; UserError for anything else."""
     try:
+        if not zipfile.is_zipfile(path) and os.path.exists(path):
+            raise zipfile.BadZipFile('it is no .npz file')
         with np.load(path, allow_pickle=False) as data:
             content = {name: np.asarray(data[name]) for name in ('vectors', 'scales', 'rows', 'method', 'part')}
     except OSError as error:
@@ -157,10 +160,10 @@ def direction_shift(choices: Sequence[str], generator: Generator) -> Tensor | No
     for text in choices:
         match = _CHOICE.fullmatch(text)
         try:
-            strength = float(match['strength'] or 1.0) if match else 0.0
+            strength = float(match['strength'] or 1.0) if match else math.nan
         except ValueError:
-            match = None
-        if match is None:
+            strength = math.nan
+        if match is None or not math.isfinite(strength):
             raise UserError(f'--direction {text}: expected FILE:INDEX or FILE:INDEX:STRENGTH, like directions.npz:0:2')
         directions, index = load_directions(match['file']), int(match['index'])
         found = (len(directions.rows), directions.vectors.shape[1])

@@ -46,6 +46,8 @@ class Evaluation:
 
 def run_evaluation(evaluation: Evaluation, communicator: Communicator) -> None:
     """Measure, print a line a metric, append the results; every rank of `communicator` calls it."""
+    if not evaluation.metrics:
+        raise UserError('--metrics: names none; calc_metrics.py --help lists them')
     for name in evaluation.metrics:
         parse_metric(name)
     if evaluation.out and communicator.is_main:

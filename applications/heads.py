@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -101,23 +103,31 @@ def obj_head(path: str, loaded: LoadedGenerator, *, lms_path: str | None = None)
 
 def read_landmarks(path: str | os.PathLike[str]) -> Tensor:
     """68 x 3 numbers (head frame, metres) from a .npy or a text file (the release's kpt2d) -> [68, 3]."""
+    return read_numbers(path, what=f'{NUM_LANDMARKS} x 3', count=NUM_LANDMARKS * 3).view(NUM_LANDMARKS, 3)
+
+
+def read_numbers(path: str | os.PathLike[str], *, what: str, count: int) -> Tensor:
+    """`count` finite numbers from a .npy or a text file (between spaces, commas, brackets) -> float32 [count]."""
     try:
         if str(path).endswith('.npy'):
-            values = np.load(path, allow_pickle=False)
+            with open(path, 'rb') as handle:
+                values = np.lib.format.read_array(handle, allow_pickle=False)
         else:
-            words = Path(path).read_text(encoding='utf-8').replace(',', ' ').split()
-            values = np.array(words, dtype=np.float64)
+            words = re.split(r'[\s,\[\]]+', Path(path).read_text(encoding='utf-8'))
+            values = np.array([word for word in words if word], dtype=np.float64)
     except (ValueError, EOFError) as error:
-        raise UserError(f'{path}: not a table of {NUM_LANDMARKS} x 3 numbers ({error})') from error
-    if values.dtype.kind not in 'fiu' or values.size != NUM_LANDMARKS * 3 or not np.isfinite(values).all():
-        found = 'others' if values.size == NUM_LANDMARKS * 3 else f'{values.size} of them'
-        raise UserError(f'{path}: expected {NUM_LANDMARKS} x 3 finite numbers, got {found}')
-    return torch.from_numpy(values.reshape(NUM_LANDMARKS, 3).astype(np.float32))
+        raise UserError(f'{path}: not a table of {what} numbers ({error})') from error
+    if values.dtype.kind not in 'fiu' or values.size != count or not np.isfinite(values).all():
+        found = 'others' if values.size == count else f'{values.size} of them'
+        raise UserError(f'{path}: expected {what} finite numbers, got {found}')
+    return torch.from_numpy(values.reshape(count).astype(np.float32))
 
 
 def read_params(path: str | os.PathLike[str], head: HeadModel) -> HeadParams:
     """HeadParams [T, ...] from an .npz with one array a field; UserError if they are not of this head model."""
     try:
+        if not zipfile.is_zipfile(path) and os.path.exists(path):
+            raise zipfile.BadZipFile('it is no zip')
         with np.load(path, allow_pickle=False) as data:
             fields = [name for name in PARAM_FIELDS if name in data.files]  # the file of a track holds more
             params = HeadParams.from_dict({name: torch.from_numpy(np.asarray(data[name])) for name in fields})
@@ -211,9 +221,12 @@ def add_expressions(params: HeadParams, expressions: tuple[str, ...], head: Head
             known = ', '.join(head.expression_names) or 'it has no names'
             raise UserError(f'--expression {name!r}: unknown to head model {head.name}; known: {known}')
         try:
-            unit = head.named_expression(name, float(weight) if weight else 1.0)
+            share = float(weight) if weight else 1.0
         except ValueError:
-            raise UserError(f'--expression {text!r}: expected NAME or NAME:WEIGHT') from None
+            share = math.nan
+        if not math.isfinite(share):
+            raise UserError(f'--expression {text!r}: expected NAME or NAME:WEIGHT')
+        unit = head.named_expression(name, share)
         fields = {key: value + unit.as_dict()[key].to(value) for key, value in fields.items()}
     return HeadParams(**fields)
 

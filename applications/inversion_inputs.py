@@ -13,7 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from applications.heads import read_params, row
+from applications.heads import read_numbers, read_params, row
 from applications.inversion_losses import View, head_weight
 from applications.preprocessing.align import extract, load_photo
 from applications.preprocessing.calibration import landmark_offsets
@@ -138,15 +138,15 @@ def dataset_pictures(source: str, template: HeadTemplate, *, resolution: int, mo
     path, numbers = source, [0]
     stem, _, tail = source.rpartition(':')
     if stem and tail[:1].isdigit():
-        path, numbers = stem, parse_int_list(tail, option='--dataset')
+        path, numbers = stem, parse_int_list(tail, option='--data')
     dataset = HeadDataset(path, head_model=model)
     for number in numbers:
         if not 0 <= number < len(dataset):
-            raise UserError(f'--dataset {path}: item {number} is out of range; it has {len(dataset)}')
+            raise UserError(f'--data {path}: item {number} is out of range; it has {len(dataset)}')
     head, params = dataset.head_input(numbers), dataset.head_params(numbers)
     if head.vertices.shape[1] != template.num_vertices:
         found = f'{head.vertices.shape[1]} vertices'
-        raise UserError(f'--dataset {path}: heads have {found}, but the network takes {template.num_vertices}')
+        raise UserError(f'--data {path}: heads have {found}, but the network takes {template.num_vertices}')
     if params is not None and model is not None and dataset.head_model_name == model.name:
         shared = params.identity.mean(dim=0, keepdim=True)
         params = params.replace(identity=shared.expand(len(numbers), -1))
@@ -185,17 +185,7 @@ def labelled_picture(path: str, *, head: str, camera: str, model: HeadModel, res
 
 def read_camera(path: str) -> Tensor:
     """A camera label [1, 25] from a .npy or a text file of 25 numbers (docs/conventions.md)."""
-    try:
-        if path.endswith('.npy'):
-            values = np.load(path, allow_pickle=False)
-        else:
-            words = Path(path).read_text(encoding='utf-8').replace(',', ' ').replace('[', ' ').replace(']', ' ').split()
-            values = np.array(words, dtype=np.float64)
-    except (ValueError, EOFError) as error:
-        raise UserError(f'--camera {path}: not a list of {LABEL_DIM} numbers ({error})') from error
-    if values.dtype.kind not in 'fiu' or values.size != LABEL_DIM or not np.isfinite(values).all():
-        raise UserError(f'--camera {path}: expected {LABEL_DIM} finite numbers, got {values.size}')
-    return torch.from_numpy(values.reshape(1, LABEL_DIM).astype(np.float32))
+    return read_numbers(path, what=str(LABEL_DIM), count=LABEL_DIM)[None]
 
 
 def resized(pixels: np.ndarray, resolution: int) -> np.ndarray:

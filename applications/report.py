@@ -64,7 +64,7 @@ def read_results(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
     """All results of some JSON-lines files, in order; UserError names a line that is none."""
     found = []
     for path in paths:
-        for number, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), 1):
+        for number, line in enumerate(Path(path).read_text(encoding='utf-8', errors='replace').splitlines(), 1):
             if not line.strip():
                 continue
             try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -11,11 +13,18 @@ import click
 from dnnlib.errors import UserError
 from dnnlib.files import explain_os_error
 
+MAX_LISTED = 1_000_000  # numbers in a list like 0-7
+
 
 class _OneLineErrors:
-    """Mixin: UserError and OSError become click's `Error: ...` with exit status 1."""
+    """Mixin: UserError and OSError become click's `Error: ...` with exit status 1; nan and inf are refused, which
+    click's own ranges let pass."""
 
     def invoke(self, context: click.Context) -> Any:
+        for parameter in self.get_params(context):  # type: ignore[attr-defined]
+            value = context.params.get(parameter.name or '')
+            if isinstance(value, float) and not math.isfinite(value):
+                raise click.BadParameter(f'{value} is not a finite number.', ctx=context, param=parameter)
         try:
             return super().invoke(context)  # type: ignore[misc]
         except UserError as error:
@@ -32,6 +41,42 @@ class Group(_OneLineErrors, click.Group):
     """Use as `@click.group(cls=Group)`; its subcommands inherit the behaviour."""
 
     command_class = Command
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several option decorators as one; help lists them in this order."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def network_option(*, required: bool = True) -> Callable[[Any], Any]:
+    """--network, for training.checkpoint.load_generator."""
+    text = "Snapshot (network-snapshot-*.pkl), or the public release's pickle."
+    return click.option('--network', required=required, metavar='PKL', help=text)
+
+
+# --topology and --eye-mask, for training.checkpoint.ReleaseAssets.
+release_options = options(
+    click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for."),
+    click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for."),
+)
+
+truncation_options = options(
+    click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.'),
+    click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.'),
+)
+
+# --device, for torch_utils.devices.choose_device.
+device_option = click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+
+head_model_option = click.option(
+    '--head-model', metavar='FILE', help="The user's FLAME file, for networks trained on FLAME."
+)
 
 
 def _set_rasterizer(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
@@ -62,23 +107,28 @@ precision_option = click.option(
 
 
 def parse_int_list(text: str, *, option: str) -> list[int]:
-    """'0,3,5-8' -> [0, 3, 5, 6, 7, 8]; UserError names the option."""
+    """'0,3,5-8' -> [0, 3, 5, 6, 7, 8], all below 2^32; UserError names the option."""
     values: list[int] = []
     for part in text.split(','):
         first, dash, last = part.strip().partition('-')
         try:
-            numbers = range(int(first), int(last) + 1) if dash else range(int(first), int(first) + 1)
+            numbers = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             numbers = range(0)
-        if not numbers:
-            raise UserError(f'{option}: expected numbers like 0,3,5-8, got {text!r}')
+        if not numbers or numbers[-1] >= 2**32:
+            raise UserError(f'{option}: expected numbers like 0,3,5-8, below 2^32, got {text!r}')
+        if len(values) + len(numbers) > MAX_LISTED:
+            raise UserError(f'{option}: expected at most {MAX_LISTED} numbers, got {text!r}')
         values += numbers
     return values
 
 
 def parse_float_list(text: str, *, option: str) -> list[float]:
-    """'0.4,0,-0.4' -> [0.4, 0.0, -0.4]; UserError names the option."""
+    """'0.4,0,-0.4' -> [0.4, 0.0, -0.4], all finite; UserError names the option."""
     try:
-        return [float(part) for part in text.split(',')]
+        values = [float(part) for part in text.split(',')]
     except ValueError:
-        raise UserError(f'{option}: expected numbers like 0.4,0,-0.4, got {text!r}') from None
+        values = []
+    if not values or not all(map(math.isfinite, values)):
+        raise UserError(f'{option}: expected numbers like 0.4,0,-0.4, got {text!r}')
+    return values

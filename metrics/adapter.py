@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnnlib.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
@@ -66,6 +68,8 @@ class NetworkAdapter(Adapter):
         self.precision_name = getattr(generator, 'precision_name', 'fp32')
 
     def images(self, request: Request) -> Tensor:
+        if request.head is None:
+            raise UserError('--data: the dataset has no heads (head.npz), but the network needs them')
         ws = self._latents(request)
         planes = self.generator.deform(self.generator.identity(ws), request.head)
         image = self.generator.render(planes, request.camera).image

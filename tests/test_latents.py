@@ -178,7 +178,7 @@ def test_scripts_follow_a_direction(network: Path, generator: Generator, tmp_pat
     still = VideoOptions(seeds=(0,), output='x.mp4', columns=1, rows=1, motions=('still',))
     loaded = load_generator(network)
     ws = [
-        plan_scene(loaded, dataclasses.replace(still, directions=given)).latents.at(0)
+        plan_scene(loaded, dataclasses.replace(still, directions=given)).scene.latents.at(0)
         for given in ((), (direction.removeprefix('--direction='),))
     ]
     torch.testing.assert_close(ws[1] - ws[0], found.shift(0, 3))

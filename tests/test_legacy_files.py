@@ -119,7 +119,7 @@ def test_heads_need_landmarks_that_no_obj_has(folder: Path) -> None:
     for choice in (HeadChoice(), HeadChoice(obj_path=str(folder / 'posed.obj'))):
         with pytest.raises(UserError, match='landmarks: this topology does not say where they are; .*--lms_path'):
             choose_head(choice, loaded)
-    with pytest.raises(UserError, match="head model 'flame': FLAME is not shipped; give the path"):
+    with pytest.raises(UserError, match="head model 'flame': FLAME is not shipped; give your own"):
         choose_head(HeadChoice(expressions=('jawOpen',)), loaded)
 
 

@@ -173,7 +173,7 @@ def test_known_labels_need_no_detector(network: Path, tmp_path: Path) -> None:
     np.save(tmp_path / 'camera.npy', dataset.label([1]).numpy())
     short: list[object] = ['--network', network, '--latent-steps=1', '--tuning-steps=1', '--preview=0']
     runs: dict[str, list[object]] = {
-        'a': ['--dataset', f'{data}:1'],
+        'a': ['--data', f'{data}:1'],
         'b': [
             '--image',
             tmp_path / 'crop.png',
@@ -296,8 +296,8 @@ def test_a_face_that_is_too_small_is_refused(
 @pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
-        ([], '--image, --dataset: give one of them'),
-        (['--image', '1.png', '--dataset', 'x.zip'], '--image, --dataset: give one of them'),
+        ([], '--image, --data: give one of them'),
+        (['--image', '1.png', '--data', 'x.zip'], '--image, --data: give one of them'),
         (['--image', '1.png', '--head', 'h.npz'], '--head, --camera: give both or none'),
         (['--image', 'none.png'], '--image none.png: no such file or folder'),
         (['--image', 'empty'], '--image empty: holds no photograph'),
@@ -313,7 +313,7 @@ def test_a_face_that_is_too_small_is_refused(
         (['--image', '1.png', '--perceptual', 'vgg'], '--perceptual: expected'),
         (['--image', '1.png', '--weight', 'pixels=1'], '--weight pixels=1: expected NAME=X'),
         (['--image', '1.png', '--outdir', 'text.jpg/out'], 'text.jpg/out: Not a directory'),
-        (['--dataset', 'none.zip:1'], 'none.zip: no such dataset'),
+        (['--data', 'none.zip:1'], 'none.zip: no such dataset'),
         (['--image', '1.png', '--head', 'none.npz', '--camera', 'c.txt'], 'none.npz: No such file'),
         (['--image', '1.png', '--head', 'h.npz', '--camera', 'c.txt'], '1.png: 320 x 280 pixels; with --head'),
     ],

@@ -36,7 +36,7 @@ def tick(images_seen: int, **numbers: Any) -> dict[str, Any]:
         'Loss/signs/fake': {'num': 4, 'mean': -0.2, 'std': 0.1},
         'Gradient/Gmain/texture': {'num': 4, 'mean': 0.02, 'std': 0.1},
         'Gradient/Gmain/skipped': {'num': 4, 'mean': 0.0, 'std': 0.0},
-        'Monitor/expression_response': 0.8,
+        'Monitor/mouth_response': 0.8,
         **{name.replace('__', '/'): value for name, value in numbers.items()},
     }
 
@@ -109,7 +109,7 @@ def test_a_page_of_its_own(run: Path) -> None:
         'debug',
         'tiny.zip',
         '0.04 of 0.1',
-        'Expression response',
+        'Mouth response',
         'texture 0.02',
         'None at the last',
     ):

@@ -205,7 +205,7 @@ def test_a_text_from_end_to_end(network: Path, clip: Path, tmp_path: Path) -> No
     done = run(*options, '--batch=1', f'--outdir={tmp_path}', '--clip-quickgelu=true')
     assert done.exit_code == 0, done.output
     assert 'depth: correlation with the source' in done.output
-    assert 'expression response:' in done.output
+    assert 'mouth response:' in done.output
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {
         'preview00000.png',
@@ -281,7 +281,7 @@ def test_survival_tells_harm_from_harmless() -> None:
     same = measure_survival(source, source, scenes(), seed=0, count=4)
     assert same.survives
     assert same.depth_correlation == pytest.approx(1, abs=1e-4)
-    assert same.expression_response_after == same.expression_response_before > 0
+    assert same.mouth_response_after == same.mouth_response_before > 0
     flat = copy.deepcopy(source)
     flat.decoder.out.weight[0] *= -1  # another geometry
     assert not measure_survival(source, flat, scenes(), seed=0, count=4).survives
@@ -293,7 +293,7 @@ def test_survival_tells_harm_from_harmless() -> None:
 
     deaf.deform = ignore  # type: ignore[method-assign]
     lost = measure_survival(source, deaf, scenes(), seed=0, count=4)
-    assert lost.expression_response_after == 0
+    assert lost.mouth_response_after == 0
     assert not lost.survives
     assert 'LOST' in lost.lines()[-1]
 

@@ -280,7 +280,7 @@ def test_two_ranks_from_the_command_line(data: Path, tmp_path: Path) -> None:
     assert record['Loss/scores/real']['num'] == 4
     assert record['Timing/data_sec']['num'] == 2  # both ranks wait for their data
     assert 0.05 < record['Monitor/alpha_front'] < 0.5
-    assert 'Monitor/expression_response' not in record  # a mouth of 3 pixels
+    assert 'Monitor/mouth_response' not in record  # a mouth of 3 pixels
     metric = json.loads((tmp_path / 'metric-fd_random4.jsonl').read_text())
     assert (metric['images_seen'], metric['num_generated']) == (4, 4)
     assert load_generator(tmp_path / 'network-snapshot-000000.pkl').info.metrics == {'fd_random4': metric['value']}

@@ -136,7 +136,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(tmp_path: Path) -> 
     assert 'phase data' in (outdir / 'log-rank0.txt').read_text()
     config = resume_config(data, images=16, gpus=2)
     run(functools.partial(train_sheet, config=config, outdir=str(tmp_path / 'whole')), 'cpu', ranks=2)
-    states = [load_training_state(tmp_path / name / 'training-state.pt')[2] for name in ('killed', 'whole')]
+    states = [load_training_state(tmp_path / name / 'training-state-000000016.pt')[2] for name in ('killed', 'whole')]
     for network in ('G_ema', 'G', 'D'):
         for name, value in states[0][network].items():
             assert torch.equal(value, states[1][network][name]), (network, name)

@@ -121,9 +121,9 @@ def test_response_is_1_for_the_template_and_0_for_a_still_image(
     for image, wanted in ((template, 1.0), (still, 0.0)):
         monkeypatch.setattr(Probe, '_image', image)
         numbers = probe.measure(generator, batch=3)
-        assert numbers['Monitor/expression_response'] == pytest.approx(wanted, abs=1e-6)
+        assert numbers['Monitor/mouth_response'] == pytest.approx(wanted, abs=1e-6)
         for name, value in numbers.items():  # the rest does not depend on the images, nor on the batch
-            if name != 'Monitor/expression_response':
+            if name != 'Monitor/mouth_response':
                 assert value == pytest.approx(untrained[name], rel=1e-5), name
 
 
@@ -154,10 +154,10 @@ def test_heads_without_parameters_or_jaw(
     meshes = HeadDataset(make_dataset(tmp_path / 'meshes.zip', heads='mesh'), head_model=SheetHead())
     probe = Probe(tiny_config(meshes.path), meshes, device=CPU.device)
     torch.testing.assert_close(probe.closed.vertices, meshes.head_model.template.vertices.expand(4, -1, -1))
-    assert probe.measure(generator, batch=4)['Monitor/expression_response'] > 0
+    assert probe.measure(generator, batch=4)['Monitor/mouth_response'] > 0
     monkeypatch.setattr(monitors, 'JAW_OPEN', 0.0)
     stiff = Probe(tiny_config(meshes.path), meshes, device=CPU.device)
-    assert 'Monitor/expression_response' not in stiff.measure(generator, batch=4)
+    assert 'Monitor/mouth_response' not in stiff.measure(generator, batch=4)
 
 
 def _some_far(translation: np.ndarray, count: int) -> np.ndarray:
@@ -194,7 +194,7 @@ LEVELS: list[Level] = [
     level('non-finite', 'Gradient/Gmain/skipped', 0.01, 0.0, 0.001, 0.0),
     level('alpha empty', 'Monitor/alpha_front', 0.009, 0.011, 0.019, 0.021),
     level('alpha full', 'Monitor/alpha_front', 0.91, 0.89, 0.81, 0.79),
-    level('expression ignored', 'Monitor/expression_response', 0.14, 0.16, 0.24, 0.26),
+    level('expression ignored', 'Monitor/mouth_response', 0.14, 0.16, 0.24, 0.26),
     level('w collapses', 'Monitor/w_spread', 0.019, 0.021, 0.049, 0.051),
     level('slow data', 'Timing/data_share', 0.31, 0.29, 0.21, 0.19),
 ]
@@ -240,7 +240,7 @@ def test_a_warning_names_cause_and_remedy() -> None:
 def test_an_ignored_expression_has_time() -> None:
     watch = Watch([CHECKS['expression ignored']])
     for kimg, wanted in ((0.01, 0), (0.049, 0), (0.05, 0), (0.06, 0), (0.07, 1)):  # 5 % of 1 kimg, three ticks
-        assert len(watch.update({'Progress/kimg': kimg, 'Monitor/expression_response': 0.0})) == wanted
+        assert len(watch.update({'Progress/kimg': kimg, 'Monitor/mouth_response': 0.0})) == wanted
 
 
 def test_non_finite_looks_at_every_phase_and_loss() -> None:
@@ -344,7 +344,7 @@ def test_an_ignored_expression(train: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(trainer, 'build_networks', build_blind)
     data = make_dataset(tmp_path / 'tiny.zip')
     lines = train(data, tmp_path / 'run', kimg=0.016, g_lr=1e-9)
-    assert warned(lines, 'after 0.0008 kimg the mouth does not follow the jaw (expression response 0.00') == 1
+    assert warned(lines, 'after 0.0008 kimg the mouth does not follow the jaw (mouth response 0.00') == 1
 
 
 def test_monitors_change_nothing_of_the_result(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +360,7 @@ def test_monitors_change_nothing_of_the_result(train: Any, tmp_path: Path, monke
     train(data, tmp_path / 'without', **options)
     assert torch.equal(torch.get_rng_state(), drawn)
     first, second = (
-        torch.load(tmp_path / name / 'training-state.pt', weights_only=True) for name in ('with', 'without')
+        torch.load(tmp_path / name / 'training-state-000000012.pt', weights_only=True) for name in ('with', 'without')
     )
     assert 'Monitor/' in (tmp_path / 'with' / 'stats.jsonl').read_text()
     assert 'Monitor/' not in (tmp_path / 'without' / 'stats.jsonl').read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -168,6 +169,9 @@ class TrainConfig:
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ('g_lr', 'd_lr', 'kimg'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name}: expected 0 or more, got {getattr(self, name)}')
         if not 0 <= self.augment_p <= 1:
             raise ValueError(f'augment_p: expected a probability from 0 to 1, got {self.augment_p}')
 
@@ -210,6 +214,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f'{where}: expected {hint.__name__}, got {value!r}')
+    if hint is float and not math.isfinite(value):
+        raise ValueError(f'{where}: expected a finite number, got {value!r}')
     return value
 
 

@@ -226,12 +226,12 @@ def _generator_checks(config: TrainConfig) -> tuple[Check, ...]:
         ),
         Check(
             name='expression ignored',
-            value=_named('Monitor/expression_response'),
+            value=_named('Monitor/mouth_response'),
             raise_at=0.15,
             clear_at=0.25,
             ticks=3,
             from_kimg=from_kimg,
-            cause=f'after {from_kimg:.3g} kimg the mouth does not follow the jaw (expression response {{value:.2f}}, '
+            cause=f'after {from_kimg:.3g} kimg the mouth does not follow the jaw (mouth response {{value:.2f}}, '
             'the template has 1)',
             remedy='check that heads belong to their images and that --disc-template is not none; more varied '
             'expressions help (`dataset_tool.py rebalance`)',

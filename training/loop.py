@@ -160,6 +160,7 @@ class Run:
             self.trainer.load_state(point.payload, where=str(point.file))
             self.seconds_before, self.metrics = point.seconds, point.metrics
             self.bad_images.read, self.bad_images.replaced = point.images_read, point.images_replaced
+        lines = warm_start(self.trainer, self.config) if point is None else []  # before anything is written
         if self.directory is not None:
             self.directory.begin(self.config, images_seen=self.trainer.images_seen)
         if self.reporter is not None:
@@ -167,7 +168,7 @@ class Run:
         if point is not None:
             self._log(f'resumed {point.file} at kimg {self.trainer.images_seen / 1000:.3f}')
             return
-        for line in warm_start(self.trainer, self.config):
+        for line in lines:
             self._log(line)
         self._describe()
         if self.directory is not None:

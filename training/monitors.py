@@ -18,7 +18,7 @@ from training.cameras import head_to_world, project, rays
 from training.conditions import HeadImages
 from training.config import TrainConfig
 from training.generator import Generator, Identity, Planes
-from training.head.model import HeadInput
+from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate
 from training.rasterized_planes import SLOTS
 from training.template_rendering import render_template
 from training.volume import ray_weights, stratified_depths
@@ -84,14 +84,11 @@ class Probe:
         self.z = torch.randn(LATENTS, self.config.z_dim, generator=rng).to(device)
         self.label = dataset.label(items).to(device)
         self.head = dataset.head_input(items, device=device)
-        self.closed, self.open = (head.to(device) for head in _jaw_poses(dataset, items))
-        self.region = mouth_region(self.closed, self.open, self.label, resolution=self.config.image_resolution)
-        size = self.config.image_resolution
-        closed, opened = (
-            render_template(self.template, head, self.label, resolution=size, mode='normals')
-            for head in (self.closed, self.open)
+        poses = jaw_poses(dataset.head_model, dataset.head_params(items), count=len(items))
+        self.closed, self.open = (head.to(device) for head in poses)
+        self.region, self.template_change = template_response(
+            self.template, self.closed, self.open, self.label, resolution=self.config.image_resolution
         )
-        self.template_change = relative_change(closed, opened, self.region)
         mouth = float(self.region.float().mean()) * self.config.render_resolution**2
         self.sees_mouth = mouth >= MIN_MOUTH and self.template_change > 0  # 0: a head without a jaw
 
@@ -107,7 +104,7 @@ class Probe:
         numbers |= {'share_dynamic': dynamic, 'share_static': static, **self._latents(generator)}
         change = relative_change(closed, opened, self.region)
         if self.sees_mouth:
-            numbers['expression_response'] = change / self.template_change
+            numbers['mouth_response'] = change / self.template_change
         return {f'Monitor/{name}': value for name, value in numbers.items()}
 
     def _persons(self, generator: Generator, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -147,6 +144,27 @@ def image_shares(generator: Generator, planes: Planes, label: Tensor) -> Tensor:
     return (read.view(*depths.shape[:3], 2) * halves).sum(dim=2).mean(dim=1)
 
 
+def jaw_poses(model: HeadModel, params: HeadParams | None, *, count: int) -> tuple[HeadInput, HeadInput]:
+    """Heads without expression, jaw closed and open; `count` neutral ones where there are no parameters."""
+    params = model.neutral(count) if params is None else params
+    params = params.replace(expression=torch.zeros_like(params.expression), jaw=torch.zeros_like(params.jaw))
+    opened = torch.tensor([JAW_OPEN, 0.0, 0.0]).expand(len(params), 3)
+    with torch.no_grad():
+        return model.forward(params), model.forward(params.replace(jaw=opened))
+
+
+def template_response(
+    template: HeadTemplate, closed: HeadInput, opened: HeadInput, label: Tensor, *, resolution: int
+) -> tuple[Tensor, float]:
+    """The mouth's region, and the relative change of the template's normals in it: what the relative change of a
+    generator's images is divided by to be its mouth response (0: the head has no jaw)."""
+    region = mouth_region(closed, opened, label, resolution=resolution)
+    normals = [
+        render_template(template, head, label, resolution=resolution, mode='normals') for head in (closed, opened)
+    ]
+    return region, relative_change(normals[0], normals[1], region)
+
+
 def mouth_region(closed: HeadInput, opened: HeadInput, label: Tensor, *, resolution: int) -> Tensor:
     """Pixels around the mouth's landmarks of both poses. bool [N, 1, resolution, resolution]"""
     landmarks = torch.cat([closed.landmarks[:, MOUTH], opened.landmarks[:, MOUTH]], dim=1)
@@ -174,15 +192,3 @@ def relative_change(before: Tensor, after: Tensor, region: Tensor) -> float:
     contrast = ((pair - mean).square() * mask).sum() / (2 * total)
     change = ((pair[0] - pair[1]).square() * mask).sum() / total
     return float(change.sqrt() / contrast.sqrt().clamp(min=MIN_CONTRAST))
-
-
-def _jaw_poses(dataset: HeadImages, items: list[int]) -> tuple[HeadInput, HeadInput]:
-    """The items' heads without expression, jaw closed and open; neutral heads where a dataset has no parameters."""
-    model = dataset.head_model
-    params = dataset.head_params(items)
-    if params is None:
-        params = model.neutral(len(items))
-    params = params.replace(expression=torch.zeros_like(params.expression), jaw=torch.zeros_like(params.jaw))
-    opened = torch.tensor([JAW_OPEN, 0.0, 0.0]).expand(len(items), 3)
-    with torch.no_grad():
-        return model.forward(params), model.forward(params.replace(jaw=opened))

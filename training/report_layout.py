@@ -10,7 +10,7 @@ CHARTS: tuple[tuple[str, tuple[str, ...], bool, str], ...] = (
     ('R1 penalty', ('Loss/D/r1',), True, 'Before its weight gamma / 2.'),
     ('Density loss', ('Loss/G/density',), True, 'Before its weight.'),
     ('ADA probability', ('Progress/augment',), False, 'Rises when D overfits.'),
-    ('Expression response', ('Monitor/expression_response',), False, '0: the jaw is ignored. 1: as the template.'),
+    ('Mouth response', ('Monitor/mouth_response',), False, '0: the jaw is ignored. 1: as the template.'),
     (
         'Share of the image',
         ('Monitor/share_dynamic', 'Monitor/share_static'),

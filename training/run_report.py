@@ -93,7 +93,7 @@ def _head(run: RunRecords) -> str:
         ('hours', 'Timing/total_sec', 'h'),
         ('CPU memory', 'Resources/cpu_gib', ' GiB'),
         ('GPU memory', 'Resources/gpu_gib', ' GiB'),
-        ('expression response', 'Monitor/expression_response', ''),
+        ('mouth response', 'Monitor/mouth_response', ''),
     ):
         if name in last:
             value = last[name] / 3600 if unit == 'h' else last[name]

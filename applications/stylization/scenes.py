@@ -14,6 +14,7 @@ from dnnlib import UserError
 from training.checkpoint import LoadedGenerator
 from training.dataset import HeadDataset
 from training.head.model import HeadInput, HeadModel, HeadParams
+from training.monitors import jaw_poses
 
 YAW, PITCH = (0.3, 0.75), (0.15, 0.45)  # radians: standard deviation, largest; as the synthetic dataset's
 SHAPE = 0.7  # standard deviation of identity coefficients
@@ -23,14 +24,16 @@ WEIGHTS = (0.4, 1.0)  # of each
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """N cameras and heads, each head also with a relaxed face."""
+    """N cameras and heads, each head also with a relaxed face, and with that face's jaw open."""
 
     label: Tensor  # [N, 25]
     head: HeadInput
     relaxed: HeadInput
+    opened: HeadInput
 
     def to(self, device: torch.device) -> Scene:
-        return Scene(label=self.label.to(device), head=self.head.to(device), relaxed=self.relaxed.to(device))
+        moved = {name: getattr(self, name).to(device) for name in ('label', 'head', 'relaxed', 'opened')}
+        return Scene(**moved)
 
 
 class SceneSource(Protocol):
@@ -41,7 +44,7 @@ class SceneSource(Protocol):
 class DatasetScenes:
     """Camera and head of one random item a scene, as in training.
 
-    relaxed: the same person without expression; the neutral template, where a dataset has meshes only.
+    relaxed: the same person without expression; the neutral head, where a dataset has meshes only.
     """
 
     def __init__(self, dataset: HeadDataset) -> None:
@@ -49,13 +52,11 @@ class DatasetScenes:
 
     def draw(self, count: int, *, rng: torch.Generator) -> Scene:
         items = torch.randint(len(self.dataset), [count], generator=rng).tolist()
-        model, params = self.dataset.head_model, self.dataset.head_params(items)
-        if params is None:
-            vertices = model.template.vertices[None].expand(count, -1, -1)
-            relaxed = HeadInput(vertices, model.template.landmarks(vertices))
-        else:
-            relaxed = model.forward(relax(params))
-        return Scene(label=self.dataset.label(items), head=self.dataset.head_input(items), relaxed=relaxed)
+        params = self.dataset.head_params(items)
+        relaxed, opened = jaw_poses(self.dataset.head_model, params, count=count)
+        return Scene(
+            label=self.dataset.label(items), head=self.dataset.head_input(items), relaxed=relaxed, opened=opened
+        )
 
 
 class RandomScenes:
@@ -70,9 +71,8 @@ class RandomScenes:
         )
         rows = [self._params(rng) for _ in range(count)]
         params = HeadParams(**{name: torch.cat([row.as_dict()[name] for row in rows]) for name in rows[0].as_dict()})
-        return Scene(
-            label=self.rig.labels(yaw, pitch), head=self.head.forward(params), relaxed=self.head.forward(relax(params))
-        )
+        relaxed, opened = jaw_poses(self.head, params, count=count)
+        return Scene(label=self.rig.labels(yaw, pitch), head=self.head.forward(params), relaxed=relaxed, opened=opened)
 
     def _params(self, rng: torch.Generator) -> HeadParams:
         params = self.head.neutral()
@@ -84,12 +84,6 @@ class RandomScenes:
             unit = self.head.named_expression(self.head.expression_names[index], weight).as_dict()
             fields = {name: value + unit[name] for name, value in fields.items()}
         return HeadParams(**fields)
-
-
-def relax(params: HeadParams) -> HeadParams:
-    """The same people, placed alike, with neutral expression, closed jaw and straight eyes."""
-    still = {name: torch.zeros_like(params.as_dict()[name]) for name in ('expression', 'jaw', 'eyes')}
-    return params.replace(**still)
 
 
 def open_scenes(loaded: LoadedGenerator, *, data: str | None, head_model: str | None) -> SceneSource:

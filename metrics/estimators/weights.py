@@ -30,19 +30,19 @@ class WeightFile:
 
 
 DECA = WeightFile(
-    what="DECA's weights",
+    what="DECA's encoder",
     file='deca_model.tar',
     page='https://github.com/yfeng95/DECA',
     licence='MPI, research only, and FLAME is under its own licence',
 )
 EMOCA = WeightFile(
-    what="EMOCA's weights",
+    what="EMOCA's encoder",
     file='the checkpoint of EMOCA_v2_lr_mse_20 or EMOCA',
     page='https://github.com/radekd91/emoca',
     licence='MPI, research only, and FLAME is under its own licence',
 )
 SMIRK = WeightFile(
-    what="SMIRK's weights",
+    what="SMIRK's encoder",
     file='SMIRK_em1.pt',
     page='https://github.com/georgeretsi/smirk',
     licence='MIT, and FLAME is under its own licence',
@@ -74,10 +74,10 @@ def find_weights(path: str | os.PathLike[str], card: WeightFile, *, spec: str) -
     if str(path) and source.is_file():
         return source
     known = f', sha256 {card.sha256}' if card.sha256 else ''
-    place = str(source) if str(path) else f'anywhere, and name it as {spec}:PATH'
+    missing = f'{source}: no such file' if str(path) else 'no file given'
     raise UserError(
-        f'{spec}: {card.what} are not here ({str(path) or "no path given"}); get {card.file} from {card.page} '
-        f'(licence: {card.licence}{known}) and put it at {place}'
+        f'{spec}: {missing}; needed is {card.what}: get {card.file} from {card.page} (licence: {card.licence}{known}) '
+        f'and name it as {spec}:PATH'
     )
 
 

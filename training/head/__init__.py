@@ -18,7 +18,9 @@ def load_head_model(name: str, *, path: str | None = None) -> HeadModel:
         return MakeHumanHead(path)
     if name.startswith('flame'):
         if path is None:
-            raise UserError(f'head model {name!r}: FLAME is not shipped; give the path of your own generic_model.pkl')
+            raise UserError(
+                f'head model {name!r}: FLAME is not shipped; give your own generic_model.pkl by --head-model'
+            )
         from training.head.flame import FlameHead
 
         return FlameHead(path, name=name)

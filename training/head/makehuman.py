@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,10 +67,13 @@ class MakeHumanHead(HeadModel):
                 f'{source}: the embedded head model is missing; restore it or run tools/bake_makehuman_head.py'
             )
         self.content_hash = sha256_file(source)
-        with np.load(source) as data:
-            arrays = {name: data[name] for name in data.files}
-        self._read_shapes(arrays)
-        self._read_topology(arrays)
+        try:
+            with zipfile.ZipFile(source), np.load(source) as data:
+                arrays = {name: data[name] for name in data.files}
+            self._read_shapes(arrays)
+            self._read_topology(arrays)
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f'{source}: not a file of the embedded head model ({error})') from error
 
     def _read_shapes(self, arrays: dict[str, np.ndarray]) -> None:
         mirror = torch.from_numpy(arrays['mirror'].astype(np.int64))
