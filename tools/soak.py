@@ -49,6 +49,8 @@ TARGETS = {'launcher': 3, 'rank 0': 3, 'other rank': 2, 'all': 2}  # who is kill
 FILES = ('network-snapshot', 'training-state', 'manifest')
 ENDLESS = 1000.0  # kimg
 LONGEST_LIFE = 600.0  # seconds before a life counts as hanging
+MEASURED = ('Timing', 'Resources')  # numbers of a run that tell of the machine
+PATIENCE = 10.0  # seconds of waiting for a file to be seen while it is written; then the moment is as good as any
 
 
 def make_config(data: str, *, ranks: int, kimg: float) -> TrainConfig:
@@ -163,7 +165,7 @@ class Soak:
         for number in range(times):
             if number:
                 self._wait(launcher, log, lambda: self._writing() != file)
-            self._wait(launcher, log, lambda: self._writing() == file)
+            self._wait(launcher, log, lambda: self._writing() == file or time.monotonic() - began > PATIENCE)
         if times > 1:
             self.span = time.monotonic() - began
 
@@ -258,7 +260,7 @@ def _differ(one: Any, other: Any, name: str = '') -> list[str]:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / 'stats.jsonl').read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith('Timing')} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(MEASURED)} for line in lines]
 
 
 @click.command(cls=Command)
