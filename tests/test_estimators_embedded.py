@@ -116,6 +116,28 @@ def test_errors_on_new_people_are_bounded(
     assert estimate.valid.float().mean() > 0.9
 
 
+def test_blinks_smiles_and_jaws_are_read(
+    estimator: EmbeddedHeadEstimator, estimate: HeadEstimate, items: list[synthetic.Item]
+) -> None:
+    """From picture to picture, the estimate goes with the truth."""
+    targets, names = truth(estimator, items), embedded_head().expression_names
+
+    def correlation(found: Tensor, true: Tensor) -> float:
+        return float(np.corrcoef(found.numpy(), true.numpy())[0, 1])
+
+    for name, least in (
+        ('eyeBlinkLeft', 0.6),
+        ('eyeBlinkRight', 0.6),
+        ('mouthSmileLeft', 0.4),
+        ('mouthSmileRight', 0.4),
+    ):
+        column = names.index(name)
+        assert correlation(field(estimate, 'expression')[:, column], field(targets, 'expression')[:, column]) > least, (
+            name
+        )
+    assert correlation(field(estimate, 'jaw')[:, 0], field(targets, 'jaw')[:, 0]) > 0.8
+
+
 def test_one_person_is_nearer_than_another(images: Tensor) -> None:
     vectors = EmbeddedIdentity().embed(images)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(len(images)), atol=1e-5)
@@ -170,13 +192,13 @@ def test_sign_of_gaze(posed: dict[str, HeadEstimate]) -> None:
 
 
 def test_jaw_opens_about_x(posed: dict[str, HeadEstimate]) -> None:
-    assert mean(posed, 'shut', 'jaw')[0] < 0.08
-    assert 0.15 < mean(posed, 'open', 'jaw')[0] < 0.5
+    assert mean(posed, 'shut', 'jaw')[0].abs() < 0.05
+    assert 0.25 < mean(posed, 'open', 'jaw')[0] < 0.45  # 0.35 is right
 
 
 def test_pictures_without_a_face_are_not_valid(estimator: EmbeddedHeadEstimator, images: Tensor) -> None:
     upside_down = images.flip(2)
-    assert estimator(upside_down).valid.float().mean() < 0.2
+    assert estimator(upside_down).valid.float().mean() < 0.05
 
 
 # One image at a time, sizes, gradients.
@@ -253,7 +275,7 @@ def test_missing_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='or damaged'):
         read_embedded(damaged)
     np.savez(tmp_path / 'other.npz', header=np.frombuffer(b'{"format": "other"}', dtype=np.uint8))
-    with pytest.raises(UserError, match='expected .* version 1'):
+    with pytest.raises(UserError, match='expected .* version 2'):
         read_embedded(tmp_path / 'other.npz')
     with np.load(DEFAULT_PATH) as data:
         arrays = {name: data[name] for name in data.files if name != 'identity_output.bias'}

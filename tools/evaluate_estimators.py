@@ -28,9 +28,11 @@ from tools.estimators.augment import spoil
 from tools.estimators.data import ATTRIBUTES, Pictures, load_pictures
 from torch_utils.rng import stream
 from torch_utils.rotations import axis_angle_matrix, matrix_axis_angle
+from training.head.makehuman import embedded_head
 
 HELD_OUT = (2002, 1200)  # seed, images: 300 people
 RIDGE = 0.5  # of the linear readout, in variances of a feature
+LEAST = 1e-3  # standard deviation of a weight that varies
 OPEN = 0.5  # gaze counts for eyes more open than this
 
 
@@ -72,6 +74,14 @@ def head_errors(estimate: HeadEstimate, pictures: Pictures) -> dict[str, float]:
         'gaze_yaw_correlation': correlation(estimate.gaze[..., 0][visible[..., 0]], looking[..., 0][visible[..., 0]]),
         'found': float(estimate.valid.float().mean()),
     }
+
+
+def expression_correlations(estimate: HeadEstimate, pictures: Pictures) -> dict[str, float]:
+    """How the estimate of each weight that varies goes with the truth, from picture to picture."""
+    assert estimate.expression is not None
+    names, truth = embedded_head().expression_names, pictures.head[:, : len(embedded_head().expression_names)]
+    pairs = zip(names, estimate.expression.T.numpy(), truth.T.numpy(), strict=True)
+    return {name: float(np.corrcoef(found, true)[0, 1]) for name, found, true in pairs if true.std() > LEAST}
 
 
 def identity_scores(vectors: Tensor, person: Tensor) -> dict[str, float]:
@@ -121,7 +131,9 @@ def evaluate(path: Path, folder: Path) -> dict[str, Any]:
     seed, num = HELD_OUT
     pictures = load_pictures(folder, seed=seed, num=num)
     estimator = EmbeddedHeadEstimator(path)
-    errors = head_errors(estimator(pictures.images), pictures)
+    estimate = estimator(pictures.images)
+    errors, each = head_errors(estimate, pictures), expression_correlations(estimate, pictures)
+    errors['expression_correlation_each'] = float(np.mean(list(each.values())))
     none = spoil(pictures.images.float(), rng=stream('estimators', 'held-out'))
     errors['found_without_face'] = float(estimator(none.to(torch.uint8)).valid.float().mean())
     return {
@@ -129,6 +141,7 @@ def evaluate(path: Path, folder: Path) -> dict[str, Any]:
         'images': num,
         'people': int(pictures.person.max()) + 1,
         'embedded-head': errors,
+        'embedded-head-correlation': each,
         'embedded-identity': identity_scores(EmbeddedIdentity(path).embed(pictures.images), pictures.person),
         'embedded-features': feature_scores(EmbeddedFeatures(path), pictures),
     }

@@ -3,6 +3,9 @@
     python -m tools.train_estimators --work=runs/estimators
     python -m tools.evaluate_estimators --work=runs/estimators      # writes the card
 
+Three parts: the trunk with all heads; the gaze from pictures of the eyes; expression and jaw from pictures of mouth and
+brows. `--trunk=FILE` begins with the second, `--gaze-steps=0` leaves it out.
+
 The datasets are rendered to the work folder by their seeds. One thread on a CPU; the same command gives the same
 network on the same machine and version of PyTorch.
 """
@@ -22,8 +25,10 @@ from dnnlib.files import make_output_folder
 from metrics.estimators.embedded_network import DEFAULT_PATH, EmbeddedNetwork, read_embedded, write_embedded
 from tools.estimators.augment import augment, spoil
 from tools.estimators.data import Mirror, Pictures, expression_names_matrix, load_pictures
+from tools.estimators.expressions import fit_expressions
 from tools.estimators.eyes import fit_gaze
 from tools.estimators.objective import Objective, total
+from tools.estimators.variants import make_variants
 from torch_utils.rng import stream
 from training.head.makehuman import embedded_head
 
@@ -84,38 +89,57 @@ def train(pictures: Pictures, *, steps: int, seed: int, save: Callable[[Embedded
     return network
 
 
-def finish(path: str, pictures: Pictures, *, steps: int, seed: int) -> None:
-    """Train the gaze on top of the network in a file, and write it again."""
+def finish(path: str, pictures: Pictures, *, gaze_steps: int, expression_steps: int, seed: int) -> None:
+    """Train gaze and expression on top of the network in a file, which is written again and again."""
     file = read_embedded(path)
-    fit_gaze(file.network, pictures, steps=steps, seed=seed)
     made = {name: value for name, value in file.header.items() if name not in ('format', 'version')}
-    write_embedded(path, file.network, made)
+
+    def save(network: EmbeddedNetwork) -> None:
+        write_embedded(path, network, made)
+
+    seen = make_variants(file.network, pictures, seed=seed)
+    if gaze_steps:
+        fit_gaze(file.network, seen, steps=gaze_steps, seed=seed)
+        save(file.network)
+    fit_expressions(file.network, seen, steps=expression_steps, seed=seed, save=save)
+    save(file.network)
 
 
 @click.command(cls=Command)
 @click.option('--work', default='runs/estimators', show_default=True, help='Folder of the rendered datasets.')
 @click.option('--out', default=str(DEFAULT_PATH), show_default='assets/estimators/synthetic.npz', help='File to write.')
 @click.option('--steps', default=500, show_default=True, help=f'Steps of {BATCH} pictures.')
-@click.option('--gaze-steps', default=2000, show_default=True, help='Steps of the second part, on pictures of eyes.')
+@click.option('--trunk', help='File whose trunk is kept, instead of --steps: the later parts alone.')
+@click.option('--gaze-steps', default=2000, show_default=True, help='Of the second part, on eyes; 0: keep its gaze.')
+@click.option('--expression-steps', default=4000, show_default=True, help='Of the third, on mouths and brows.')
 @click.option('--seed', default=0, show_default=True, help='Of weights, order and augmentation.')
-def main(work: str, out: str, steps: int, gaze_steps: int, seed: int) -> None:
+def main(work: str, out: str, steps: int, trunk: str | None, gaze_steps: int, expression_steps: int, seed: int) -> None:
     """Train the embedded estimators."""
     folder = make_output_folder(work)
     make_output_folder(Path(out).parent)
     torch.set_num_threads(1)
+    start = None if trunk is None else read_embedded(trunk)
     pictures = Pictures.join([load_pictures(folder, seed=number, num=num) for number, num in TRAINING_SETS])
     model = embedded_head()
+    first = f'--steps={steps}' if start is None else f'--trunk={Path(str(trunk)).name}'
     training = {
-        'command': f'python -m tools.train_estimators --steps={steps} --gaze-steps={gaze_steps} --seed={seed}',
+        'command': (
+            f'python -m tools.train_estimators {first} --gaze-steps={gaze_steps} '
+            f'--expression-steps={expression_steps} --seed={seed}'
+        ),
         'pictures': len(pictures),
         'people': int(pictures.person.max()) + 1,
         'datasets': [{'seed': number, 'images': num} for number, num in TRAINING_SETS],
         'torch': torch.__version__,
+        **({} if start is None else {'trunk': start.header['training']}),
     }
     header = {'head_model': model.name, 'head_model_hash': model.content_hash, 'licence': LICENCE, 'training': training}
-    network = train(pictures, steps=steps, seed=seed, save=lambda network: write_embedded(out, network, header))
+    if start is not None:
+        network = start.network
+    else:
+        network = train(pictures, steps=steps, seed=seed, save=lambda network: write_embedded(out, network, header))
     write_embedded(out, network, header)
-    finish(out, pictures, steps=gaze_steps, seed=seed)
+    finish(out, pictures, gaze_steps=gaze_steps, expression_steps=expression_steps, seed=seed)
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 One trunk of strided 3 x 3 convolutions at 64 px, three heads: head parameters, identity, and (in training alone)
 everything else that the synthetic dataset knows of a picture, so that the trunk's activations describe all of it.
+Gaze, expression and jaw are corrected from pictures of the eyes, brows and mouth (embedded_parts.py).
 The file is an npz of float16 weights with batch normalization folded away, and a JSON header.
 """
 
@@ -22,10 +23,19 @@ from torch import Tensor, nn
 
 from dnnlib import UserError
 from dnnlib.files import atomic_write, sha256_file
+from metrics.estimators.embedded_parts import (
+    LEAK,
+    NUM_EXPRESSION,
+    ExpressionNetwork,
+    EyeNetwork,
+    Layer,
+    eye_patches,
+    face_patches,
+)
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / 'assets/estimators/synthetic.npz'
 FORMAT = 'next3d-embedded-estimators'
-VERSION = 1
+VERSION = 2
 RESOLUTION = 64
 WIDTHS = (24, 48, 96, 192)  # channels at 32, 16, 8 and 4 px
 BLOCKS = (0, 1, 1, 1)  # residual layers at each
@@ -34,86 +44,10 @@ FINE = 24  # channels of the 8 px map that the head parameters see beside it
 # Where eyes are in the 32 px map (rows, columns), and what is made of it: an iris moves by less than a pixel.
 EYES = (slice(8, 18), slice(6, 26))
 EYE_WIDTH, EYE_HIDDEN = 48, 96
-PATCH = (12, 20)  # pixels of the picture of an eye ...
-PATCH_HALF = (0.14, 0.22)  # ... and half its height and width, of half the picture's side
-PATCH_WIDTHS, PATCH_HIDDEN = (24, 32, 32), 64
 HIDDEN = 192
-NUM_EXPRESSION = 52
 NUM_IDENTITY = 128
 HEAD_SIZES = {'expression': NUM_EXPRESSION, 'jaw': 3, 'rotation': 3, 'gaze': 4, 'face': 1}
-LEAK = 0.1
 _HEADER = 'header'
-
-
-class Layer(nn.Module):
-    """Convolution, batch normalization (until folded), leaky ReLU; adds its input if `residual`."""
-
-    def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1, residual: bool = False) -> None:
-        super().__init__()
-        self.residual = residual
-        self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
-        self.norm: nn.Module = nn.BatchNorm2d(channels_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.norm(self.convolution(x)), LEAK)
-        return x + y if self.residual else y
-
-    def fold(self) -> None:
-        """Move the normalization (its running statistics) into the convolution."""
-        norm = self.norm
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert self.convolution.bias is not None
-        scale = norm.weight.data / (norm.running_var + norm.eps).sqrt()
-        shift = norm.bias.data + (self.convolution.bias.data - norm.running_mean) * scale
-        self.convolution.weight.data *= scale[:, None, None, None]
-        self.convolution.bias.data = shift
-        self.norm = nn.Identity()
-
-
-class EyeNetwork(nn.Module):
-    """Pictures of the eyes [N, 2, 3, 12, 20] and the head's rotation [N, 3] -> correction of the gaze [N, 4].
-
-    Everything in standard deviations; zero until trained. The right eye is shown mirrored.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        channels, layers = 3, []
-        for number, width in enumerate(PATCH_WIDTHS):
-            layers.append(nn.Conv2d(channels, width, 3, stride=1 if number == 0 else 2, padding=1))
-            channels = width
-        self.convolutions = nn.ModuleList(layers)
-        places = -(-PATCH[0] // 4) * -(-PATCH[1] // 4)
-        self.hidden = nn.Linear(2 * channels * places + 3, PATCH_HIDDEN)
-        self.output = nn.Linear(PATCH_HIDDEN, 4)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
-
-    def forward(self, patches: Tensor, rotation: Tensor) -> Tensor:
-        x = patches.flatten(0, 1)
-        x = x - x.mean(dim=(1, 2, 3), keepdim=True)
-        x = x / (x.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-3).sqrt()
-        for layer in self.convolutions:
-            x = F.leaky_relu(layer(x), LEAK)
-        x = torch.cat([x.reshape(len(patches), -1), rotation], dim=1)
-        return self.output(F.leaky_relu(self.hidden(x), LEAK))
-
-
-def eye_patches(images: Tensor, places: Tensor) -> Tensor:
-    """Images [N, 3, 64, 64] about the eyes' centres [N, 4] (left, right; column, row in [-1, 1]) -> [N, 2, 3, 12, 20].
-
-    The places take no gradient; the right eye is mirrored.
-    """
-    patches = []
-    for eye, side in enumerate((1.0, -1.0)):
-        matrix = images.new_zeros(len(images), 2, 3)
-        matrix[:, 0, 0], matrix[:, 1, 1] = side * PATCH_HALF[1], PATCH_HALF[0]
-        matrix[:, :, 2] = places.detach()[:, 2 * eye : 2 * eye + 2]
-        grid = F.affine_grid(matrix, [len(images), 3, *PATCH], align_corners=False)
-        patches.append(F.grid_sample(images, grid, mode='bilinear', padding_mode='border', align_corners=False))
-    return torch.stack(patches, dim=1)
 
 
 class EmbeddedNetwork(nn.Module):
@@ -144,6 +78,8 @@ class EmbeddedNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):  # trained after the rest, whose weights do not depend on this
             self.eye_places = nn.Linear(HIDDEN, 4)
             self.gaze = EyeNetwork()
+            self.mouth_place = nn.Linear(HIDDEN, 2)
+            self.expression = ExpressionNetwork()
         # Training works in units of one standard deviation; named expression = coefficients @ expression_names.
         self.register_buffer('head_mean', torch.zeros(sum(HEAD_SIZES.values())))
         self.register_buffer('head_scale', torch.ones(sum(HEAD_SIZES.values())))
@@ -177,7 +113,13 @@ class EmbeddedNetwork(nn.Module):
         features = self.head_features(self.activations(images))
         units = self.head_output(features)  # in standard deviations
         expression, jaw, rotation, gaze, face = units.split(list(HEAD_SIZES.values()), dim=1)
-        gaze = gaze + self.gaze(eye_patches(images, self.eye_places(features)), rotation)
+        eyes = self.eye_places(features)
+        gaze = gaze + self.gaze(eye_patches(images, eyes), rotation)
+        mouth, brows = face_patches(images, eyes, self.mouth_place(features))
+        change = self.expression(mouth, brows, torch.cat([jaw, rotation], dim=1))
+        sizes = [NUM_EXPRESSION, HEAD_SIZES['jaw'], HEAD_SIZES['face']]
+        parts = zip((expression, jaw, face), change.split(sizes, dim=1), strict=True)
+        expression, jaw, face = (base + change for base, change in parts)
         units = torch.cat([expression, jaw, rotation, gaze, face], dim=1)
         return units * self.head_scale + self.head_mean
 
