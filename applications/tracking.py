@@ -24,8 +24,9 @@ from applications.preprocessing.calibration import landmark_offsets
 from applications.preprocessing.clip import FrameChoice, read_frames, video_facts
 from applications.preprocessing.crops import PhotoLimits
 from applications.preprocessing.detect import FaceDetector
-from applications.preprocessing.photos import describe_detector, summarize
+from applications.preprocessing.photos import describe_detector
 from applications.preprocessing.pool import WorkFolder, check_workers
+from applications.preprocessing.report import summarize
 from applications.preprocessing.video import Stages, VideoOptions, content_key
 from dnnlib import UserError
 from dnnlib.files import atomic_write, make_output_folder

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +43,29 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str], *, wait: float, busy: str) -> Iterator[None]:
+    """Hold the advisory lock of the file `path`; the system lets go when the process ends, however it ends.
+
+    UserError `busy` when another process still holds it after `wait` seconds. File systems without locks hold none.
+    """
+    import fcntl
+
+    deadline = time.monotonic() + wait
+    with open(path, 'wb') as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(busy) from None
+                time.sleep(0.1)
+            except OSError:
+                break
+        yield
 
 
 def make_output_folder(path: str | os.PathLike[str]) -> Path:

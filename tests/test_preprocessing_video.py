@@ -96,7 +96,7 @@ def lid_gap(model: HeadModel, params: HeadParams) -> np.ndarray:
 
 @pytest.mark.slow
 def test_smoothing_halves_the_jitter_and_keeps_the_blinks(model: HeadModel) -> None:
-    """200 frames with one pixel of noise: the requirement of the issue, for every kind of parameter."""
+    """200 frames with one pixel of noise: what is required of every kind of parameter."""
     count = 200
     params, label = driven(model, count)
     faces = noisy_faces(model, params, label, pixels=1.0)

@@ -16,7 +16,7 @@ from cases_training import CPU, ROOT, count_images, open_sheet_dataset, resume_c
 
 from dnnlib import UserError
 from training import loop
-from training.run_directory import RunDirectory, changed_fields, exclusive
+from training.run_directory import RunDirectory, changed_fields, hold
 
 IMAGES = 12  # six steps, three ticks
 STATE = 'training-state-000000012.pt'
@@ -156,8 +156,8 @@ def test_a_finished_run_stays_as_it_is(
 
 
 def test_one_process_a_folder(tmp_path: Path) -> None:
-    with exclusive(tmp_path), pytest.raises(UserError, match='another process is training here'):
-        with exclusive(tmp_path, wait=0.3):
+    with hold(tmp_path), pytest.raises(UserError, match='another process is training here'):
+        with hold(tmp_path, wait=0.3):
             pass
 
 

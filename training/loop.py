@@ -28,7 +28,7 @@ from training.grids import GridSource, write_png
 from training.ranks import build_ops, check_shared, open_rank_log
 from training.reporting import Reporter, Tick, measure_memory, progress_bar, timed
 from training.run_dataset import open_dataset
-from training.run_directory import RunDirectory, exclusive
+from training.run_directory import RunDirectory, hold
 from training.sampler import explained_workers
 from training.snapshots import BackgroundWriter, fingerprint, resume_point, write_files
 from training.trainer import MAX_SKIPPED_STEPS, DivergedError, Trainer
@@ -72,7 +72,7 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
         directory = None
         if communicator.is_main:
             directory = RunDirectory(options.outdir)
-            stack.enter_context(exclusive(directory.path))
+            stack.enter_context(hold(directory.path))
             directory.check_options(config, override=options.override_config)
             stack.callback(directory.close)
         check_shared(communicator, Path(options.outdir))

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +18,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, explain_os_error, make_output_folder
+from dnnlib.files import atomic_write, exclusive, explain_os_error, make_output_folder
 from training.config import TrainConfig, to_dict
 from training.manifest import position
 
@@ -43,26 +42,10 @@ class Change:
         return f'{self.name} ({self.before!r} -> {self.after!r})'
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the folder for one process; the system lets go when the process ends, however it ends."""
-    import fcntl
-
-    deadline = time.monotonic() + wait
-    with open(folder / '.lock', 'wb') as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f'{folder}: another process is training here; end it or choose another --outdir'
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
-        yield
+def hold(folder: Path, *, wait: float = LOCK_SECONDS) -> contextlib.AbstractContextManager[None]:
+    """The folder for one process alone."""
+    busy = f'{folder}: another process is training here; end it or choose another --outdir'
+    return exclusive(folder / '.lock', wait=wait, busy=busy)
 
 
 def changed_fields(

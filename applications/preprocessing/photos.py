@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from applications.preprocessing.detect import Face, FaceDetector, MediaPipeDetec
 from applications.preprocessing.fit import Fit
 from applications.preprocessing.neck import check_share, split_neck
 from applications.preprocessing.pool import WorkFolder, check_workers, file_key, ordered_map
-from applications.preprocessing.report import ReportFolder, error_lines
+from applications.preprocessing.report import Outcome, ReportFolder, outcome_lines, summarize
 from dnnlib import UserError
 from training.cameras import camera_angles
 from training.dataset_format import encode_png
@@ -50,16 +49,10 @@ _LIMITS = PhotoLimits()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhotoReport:
+class PhotoReport(Outcome):
     """What `convert` did."""
 
     accepted: tuple[str, ...]  # photographs, relative to the source
-    rejected: tuple[tuple[str, str], ...]  # photograph, reason
-    error_pixels: np.ndarray  # [accepted, 68] reprojection error, pixels of the crop
-    error_relative: np.ndarray  # [accepted, 68] the same as shares of the distance between the eyes
-    folder: Path  # overlays and tables (report.ReportFolder)
-    seconds: float
-    resumed: int  # photographs that an earlier, interrupted run had finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,12 +206,6 @@ def describe_detector(
     return f'{detector.name} {getattr(detector, "sha256", "")}'.strip()
 
 
-def summarize(rejected: list[tuple[str, str]]) -> str:
-    """'3 no face found, 1 corrupt picture'."""
-    counts = Counter(reason.partition(' (')[0] for _, reason in rejected)
-    return ', '.join(f'{count} {reason}' for reason, count in counts.most_common())
-
-
 def describe(result: PhotoReport, *, out: str | os.PathLike[str], resolution: int) -> list[str]:
     """The closing lines of a run."""
     count = len(result.accepted) + len(result.rejected)
@@ -226,11 +213,7 @@ def describe(result: PhotoReport, *, out: str | os.PathLike[str], resolution: in
         f'{out}: {len(result.accepted)} of {count} photographs at {resolution} x {resolution}, '
         f'{(count - result.resumed) / result.seconds:.2f} images/s'
     ]
-    lines += error_lines(result.error_pixels, result.error_relative)
-    if result.rejected:
-        lines.append(f'rejected: {summarize(list(result.rejected))}; see {result.folder / "rejects.csv"}')
-    lines.append(f'overlays: {result.folder / "sheet.png"}')
-    return lines
+    return [*lines, *outcome_lines(result)]
 
 
 @contextlib.contextmanager

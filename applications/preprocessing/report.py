@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +78,32 @@ def encode_jpeg(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, 'JPEG', quality=88)
     return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out of a conversion of photographs or frames ("items")."""
+
+    rejected: tuple[tuple[str, str], ...]  # item, reason
+    error_pixels: np.ndarray  # [accepted, 68] reprojection error of what was written, pixels of the crop
+    error_relative: np.ndarray  # [accepted, 68] the same as shares of the distance between the eyes
+    folder: Path  # overlays and tables (report.ReportFolder)
+    seconds: float
+    resumed: int  # items that an earlier, interrupted run had finished
+
+
+def summarize(rejected: list[tuple[str, str]]) -> str:
+    """'3 no face found, 1 corrupt picture'."""
+    counts = Counter(reason.partition(' (')[0] for _, reason in rejected)
+    return ', '.join(f'{count} {reason}' for reason, count in counts.most_common())
+
+
+def outcome_lines(result: Outcome) -> list[str]:
+    """Errors, rejects and where to look."""
+    lines = error_lines(result.error_pixels, result.error_relative)
+    if result.rejected:
+        lines.append(f'rejected: {summarize(list(result.rejected))}; see {result.folder / "rejects.csv"}')
+    return [*lines, f'overlays: {result.folder / "sheet.png"}']
 
 
 def error_lines(pixels: np.ndarray, relative: np.ndarray) -> list[str]:

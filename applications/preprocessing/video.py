@@ -27,9 +27,9 @@ from applications.preprocessing.clip import Frame, FrameChoice, read_frames
 from applications.preprocessing.crops import PhotoLimits, eye_distance
 from applications.preprocessing.detect import FaceDetector
 from applications.preprocessing.neck import check_share, split_neck
-from applications.preprocessing.photos import describe_detector, summarize
+from applications.preprocessing.photos import describe_detector
 from applications.preprocessing.pool import WorkFolder, check_workers, file_key, ordered_map
-from applications.preprocessing.report import ReportFolder, error_lines
+from applications.preprocessing.report import Outcome, ReportFolder, outcome_lines, summarize
 from applications.preprocessing.sequence import Fitted
 from applications.preprocessing.track import Clip, Seen, track
 from dnnlib import UserError
@@ -64,17 +64,11 @@ class VideoOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoReport:
-    """What `convert_video` did."""
+class VideoReport(Outcome):
+    """What `convert_video` did; `resumed`: frames whose faces an earlier run had found."""
 
     frames: int  # looked at
     clips: int
-    rejected: tuple[tuple[str, str], ...]  # frame, reason
-    error_pixels: np.ndarray  # [accepted, 68] reprojection error of what was written, pixels of the crop
-    error_relative: np.ndarray  # [accepted, 68] the same as shares of the distance between the eyes
-    folder: Path
-    seconds: float
-    resumed: int  # frames whose faces an earlier, interrupted run had found
 
 
 def convert_video(
@@ -150,10 +144,7 @@ def describe_video(result: VideoReport, *, out: str | os.PathLike[str], resoluti
         f'{out}: {len(result.error_pixels)} of {result.frames} frames in {result.clips} clip(s) '
         f'at {resolution} x {resolution}, {speed:.2f} images/s'
     ]
-    lines += error_lines(result.error_pixels, result.error_relative)
-    if result.rejected:
-        lines.append(f'rejected: {summarize(list(result.rejected))}; see {result.folder / "rejects.csv"}')
-    return [*lines, f'overlays: {result.folder / "sheet.png"}']
+    return [*lines, *outcome_lines(result)]
 
 
 class Stages:

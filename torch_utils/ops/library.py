@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 
 from dnnlib import UserError
+from dnnlib.files import exclusive
 from torch_utils.ops import build_help, memory
 
 MODES = ('auto', 'native', 'reference')
@@ -198,7 +199,9 @@ def build_and_load(built: Recipe) -> bool:
         torch.ops.load_library(library)
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder / 'build.lock'):
+    lock = folder / 'build.lock'
+    busy = f'{lock}: another process has been building for too long; end it'
+    with exclusive(lock, wait=LOCK_TIMEOUT_SECONDS, busy=busy):
         if not library.is_file():
             _compile(built, folder, library)
             return True
@@ -254,24 +257,6 @@ def _compile(built: Recipe, folder: Path, library: Path) -> None:
         os.replace(next(work.glob('*.so')), library)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold an advisory lock that the system releases when its holder dies."""
-    import fcntl
-
-    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
-    with open(path, 'wb') as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f'{path}: another process has been building for too long; end it') from None
-                time.sleep(0.1)
-        yield
 
 
 @contextlib.contextmanager
