@@ -180,7 +180,7 @@ def reported_name(metric: Metric, estimator: Any | None) -> str:
     if estimator is not None and not is_official(metric, estimator):
         own = WORDS.get(estimator.name) or re.sub(r'[^a-z0-9-]+', '-', estimator.name.lower())
         label = f'_{metric.estimator or own}'
-        label += '_' if metric.suffix and label[-1].isdigit() else ''
+        label += '_' if metric.suffix and ('-' in label or label[-1].isdigit()) else ''  # a hash may end in a letter
     return f'{metric.family}{label}{metric.suffix}{"_full" if metric.full else ""}'
 
 

@@ -62,9 +62,10 @@ class LossScale:
 
     def grow(self) -> None:
         """After a good step."""
-        self.good_steps += 1
-        if self.active and self.good_steps >= GROWTH_STEPS:
-            self.value, self.good_steps = min(self.value * 2, MAX_SCALE), 0
+        if self.active:
+            self.good_steps += 1
+            if self.good_steps >= GROWTH_STEPS:
+                self.value, self.good_steps = min(self.value * 2, MAX_SCALE), 0
 
     def shrink(self) -> bool:
         """After gradients that are not finite; False if the scale cannot be the cause."""

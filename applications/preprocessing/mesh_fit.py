@@ -142,13 +142,14 @@ class MeshFitter:
             trial = values + ((trust * length)[:, None] * direction).to(values)
             trial_cost, trial_gradient = self._cost(trial, target)
             better = trial_cost < cost
-            gain = torch.where(better, (cost - trial_cost) / cost, 0.0)
             before, product = gradient, (gradient * downhill).sum(dim=1).clamp(min=1e-30)
             values = torch.where(better[:, None], trial, values)
             gradient = torch.where(better[:, None], trial_gradient, gradient)
             cost = torch.where(better, trial_cost, cost)
             trust = torch.where(better, (trust * 2).clamp(max=1.0), trust / 4)
-            settled = (gain < self.config.tolerance) & (better | (trust < 1e-3))
+            # By what is still to gain, as far as the factor tells; a small gain may be that of a poor step.
+            rest = torch.cholesky_solve(gradient.T, self._factor).T
+            settled = 0.5 * (gradient * rest).sum(dim=1) < self.config.tolerance * cost
             if bool(settled.all()):
                 break
         return values, settled
