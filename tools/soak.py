@@ -30,12 +30,11 @@ from typing import Any
 import click
 import torch
 import torch._dynamo
-import torch.multiprocessing
 import torch.utils.tensorboard
 
 from dnnlib.cli import Command
 from dnnlib.errors import UserError
-from torch_utils.distributed import run
+from torch_utils import distributed
 from torch_utils.ops import library
 from training import grids, loop
 from training.cameras import orbit_camera
@@ -104,13 +103,10 @@ def make_dataset(path: Path) -> None:
 def life(config: TrainConfig, outdir: Path, *, workers: int) -> None:
     """A run from its last state on; the ranks are forked instead of spawned, and pictures are small."""
     grids.COLUMNS, grids.BLOCKS = 2, 1
-    spawn = torch.multiprocessing.start_processes
-    torch.multiprocessing.start_processes = lambda *arguments, **options: spawn(
-        *arguments, **{**options, 'start_method': 'fork'}
-    )
+    distributed.START_METHOD = 'fork'  # quick, and the ranks are the launcher's only children
     options = loop.RunOptions(outdir=str(outdir), workers=workers)
     train = functools.partial(loop.train, config=config, options=options, evaluate=_no_metrics)
-    run(train, 'cpu', ranks=config.gpus)
+    distributed.run(train, 'cpu', ranks=config.gpus)
 
 
 def _no_metrics(*_: Any, **__: Any) -> list[dict[str, Any]]:
