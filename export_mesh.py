@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import click
 
-from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_option
+from dnnlib.cli import (
+    Command,
+    network_option,
+    parse_int_list,
+    precision_option,
+    rasterizer_option,
+    release_options,
+    truncation_options,
+)
 
 
 @click.command(cls=Command)
-@click.option('--network', required=True, help="Snapshot (network-snapshot-*.pkl), or the public release's pickle.")
-@click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
-@click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
+@network_option()
+@release_options
 @click.option('--output', 'outputs', required=True, multiple=True, help='An .obj, .ply or .glb; repeat for several.')
 @click.option('--seeds', help="Like 0,1,4-7: a file each. Default: 0, or the latent of an avatar's checkpoint.")
 @click.option('--latent', help='Instead: ws from an .npy, or from an .npz like the pivot.npz of an avatar.')
-@click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
-@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@truncation_options
 @click.option('--obj_path', '--obj-path', help='Head from an OBJ of the same topology (head frame, metres).')
 @click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
 @click.option('--head', 'params_path', help='Head from an .npz of HeadParams (row --index).')

@@ -7,13 +7,20 @@ import re
 import click
 
 from dnnlib import UserError
-from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_option
+from dnnlib.cli import (
+    Command,
+    network_option,
+    parse_int_list,
+    precision_option,
+    rasterizer_option,
+    release_options,
+    truncation_options,
+)
 
 
 @click.command(cls=Command)
-@click.option('--network', required=True, help="Snapshot (network-snapshot-*.pkl), or the public release's pickle.")
-@click.option('--topology', metavar='OBJ', help="For the release's pickle: head_template.obj. Default: looked for.")
-@click.option('--eye-mask', metavar='PNG', help="For the release's pickle: its mask over uv. Default: looked for.")
+@network_option()
+@release_options
 @click.option('--output', required=True, help='The .mp4 to write.')
 @click.option(
     '--seeds',
@@ -45,8 +52,7 @@ from dnnlib.cli import Command, parse_int_list, precision_option, rasterizer_opt
 @click.option('--obj_path', '--obj-path', help='Undriven head from an OBJ of the same topology (head frame, metres).')
 @click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
 @click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
-@click.option('--trunc', default=1.0, show_default=True, help='Truncation psi.')
-@click.option('--trunc-cutoff', type=click.IntRange(min=0), help='Number of ws to truncate. Default: all.')
+@truncation_options
 @click.option(
     '--direction',
     'directions',
