@@ -1,7 +1,7 @@
 """Drive a face with known parameters, film it, run from-video on the film, compare. Run by hand.
 
     python -m tools.close_the_loop --frames=120                                     # the synthetic renderer
-    python -m tools.close_the_loop --frames=120 --network=assets/synth64.pkl        # a network
+    python -m tools.close_the_loop --frames=120 --network=out/me/avatar.pkl         # a network, or an avatar
 
 Prints the correlation of what was found with what was put in, for each parameter. Needs the extra [preprocess].
 """
@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from applications.heads import own_identity
 from applications.mp4 import write_mp4
 from applications.preprocessing.crops import PhotoLimits
 from applications.preprocessing.video import VideoOptions, convert_video
-from applications.samples import CameraRig, seed_latents
+from applications.samples import CameraRig, avatar_latent, seed_latents
 from dnnlib import UserError
 from dnnlib.cli import Command
 from training import cameras
@@ -106,13 +107,18 @@ def film_synthetic(head: HeadParams, label: Tensor, *, resolution: int, person: 
 def film_network(
     network: str, head: HeadParams, label: Tensor, *, resolution: int, person: int
 ) -> Iterator[np.ndarray]:
-    """A network's pictures of a seed, enlarged to uint8 [resolution, resolution, 3]."""
+    """A network's pictures of a seed, or of an avatar's person, enlarged to uint8 [resolution, resolution, 3]."""
     loaded = load_generator(network)
     generator, model = loaded.generator, embedded_head()
     if loaded.head_model_name != model.name:
         raise UserError(f'{network}: expected a network trained with head model {model.name}')
-    ws = seed_latents(generator, [person], truncation_psi=0.7, truncation_cutoff=None, rig=CameraRig.of(loaded.config))
+    if loaded.avatar is not None:
+        ws = avatar_latent(loaded, loaded.avatar, truncation_psi=1.0, truncation_cutoff=None)
+    else:
+        rig = CameraRig.of(loaded.config, framing=loaded.info.framing)
+        ws = seed_latents(generator, [person], truncation_psi=0.7, truncation_cutoff=None, rig=rig)
     identity = generator.identity(ws)
+    head = head.replace(identity=own_identity(loaded, model).expand(len(head), -1))
     for i in range(len(head)):
         image = generator.render(generator.deform(identity, model.forward(head[[i]])), label[[i]]).image[0]
         pixels = ((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
@@ -120,10 +126,10 @@ def film_network(
 
 
 @click.command(cls=Command)
-@click.option('--network', help='Snapshot to film. Default: the synthetic renderer.')
+@click.option('--network', help='Snapshot or avatar to film. Default: the synthetic renderer.')
 @click.option('--frames', default=120, show_default=True)
 @click.option('--resolution', default=512, show_default=True, help='Side of the film in pixels.')
-@click.option('--person', default=3, show_default=True, help='Identity number, or seed of the network.')
+@click.option('--person', default=3, show_default=True, help='Identity number, or seed of a network that is no avatar.')
 @click.option('--keep', help='Folder for film, dataset and report. Default: a temporary one.')
 @click.option('--workers', default=0, show_default=True)
 def main(network: str | None, frames: int, resolution: int, person: int, keep: str | None, workers: int) -> None:

@@ -183,7 +183,7 @@ def main(
     for person in tqdm(range(num), desc='people'):
         known = truth(studio, model, seed=seed, person=person)
         results.append(measure(loaded, known, chosen, config, judge=judge, ablate=ablate))
-    click.echo('\n'.join(table(results)))
+        click.echo('\n'.join([f'\nmeans over {len(results)} of {num} people', *table(results)]))
 
 
 if __name__ == '__main__':
