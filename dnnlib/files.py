@@ -81,6 +81,20 @@ def make_output_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def output_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """make_output_folder for a block. If the block fails and left nothing there, folders that this made are removed."""
+    made = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    folder = make_output_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for empty in made:
+                empty.rmdir()
+        raise
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex sha256 of a file's content."""
     digest = hashlib.sha256()
