@@ -54,18 +54,28 @@ def exclusive(path: str | os.PathLike[str], *, wait: float, busy: str) -> Iterat
     import fcntl
 
     deadline = time.monotonic() + wait
-    with open(path, 'wb') as handle:
-        while True:
+    while True:
+        with open(path, 'wb') as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                held = _is_at(handle, path)  # or a failing process held it, and removed the file
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(busy) from None
-                time.sleep(0.1)
+                held = False
             except OSError:
-                break
-        yield
+                held = True
+            if held:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise UserError(busy)
+        time.sleep(0.1)
+
+
+def _is_at(handle: IO[Any], path: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def make_output_folder(path: str | os.PathLike[str]) -> Path:
