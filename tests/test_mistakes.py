@@ -14,7 +14,9 @@ from cases_outputs import write_dataset, write_snapshot
 from click.testing import CliRunner
 
 import calc_metrics
+import export_mesh
 import gen_samples
+import gen_videos
 import latents
 import project_avatar
 import stylize
@@ -27,7 +29,9 @@ from training.run_directory import hold
 
 SCRIPTS: dict[str, Any] = {
     'calc_metrics': calc_metrics.main,
+    'export_mesh': export_mesh.main,
     'gen_samples': gen_samples.main,
+    'gen_videos': gen_videos.main,
     'latents': latents.main,
     'project_avatar': project_avatar.main,
     'stylize': stylize.main,
@@ -179,5 +183,6 @@ def test_scripts_name_shared_options_alike() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 texts.setdefault(option.opts[0], set()).add(option.help or '')
-    for name in ('--network', '--trunc', '--trunc-cutoff', '--topology', '--eye-mask', '--rasterizer'):
+    alike = ('--network', '--trunc', '--trunc-cutoff', '--topology', '--eye-mask', '--rasterizer')
+    for name in (*alike, '--direction', '--expression', '--index', '--lms_path'):
         assert len(texts[name]) == 1, texts[name]
