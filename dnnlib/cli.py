@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -35,6 +35,23 @@ class _OneLineErrors:
 
 class Command(_OneLineErrors, click.Command):
     """Use as `@click.command(cls=Command)`."""
+
+
+class SectionedCommand(Command):
+    """A Command with many options, whose help lists them under headings: heading -> names of parameters."""
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Parameters that no section names come last."""
+        records = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        listed = [name for names in self.sections.values() for name in names]
+        rest = [str(name) for name in records if name not in listed]
+        for heading, names in {**self.sections, 'Other': rest}.items():
+            with formatter.section(heading):
+                formatter.write_dl([record for name in names if (record := records[name]) is not None])
 
 
 class Group(_OneLineErrors, click.Group):
