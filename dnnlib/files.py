@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Delete what processes of this machine that were killed left of unfinished writes of `path`, file or folder."""
+    target = Path(path)
+    for left in target.parent.glob(f'.{glob.escape(target.name)}.*.tmp'):
+        process = left.name.removesuffix('.tmp').rpartition('.')[2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager

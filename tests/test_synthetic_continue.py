@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +68,19 @@ def test_the_same_command_continues(
     allowed = 1
     assert command().exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ['a-work']
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    unfinished = [tmp_path / f'.a.zip.{process}.tmp' for process in (dead.pid, os.getppid())]
+    for path in unfinished:
+        path.touch()
     allowed = 3
     done = command()
     assert done.exit_code == 0, done.output
     assert 'a-work: continuing, 1 batches of images are done' in done.output
     assert rendered == [0, 2, 4]
     assert (tmp_path / 'a.zip').read_bytes() == whole[0]
+    assert [path.exists() for path in unfinished] == [False, True]  # the second may be at work
+    unfinished[1].unlink()
     assert [path.name for path in tmp_path.iterdir()] == ['a.zip']
     assert 'already exists' in command().output
     assert [path.name for path in tmp_path.iterdir()] == ['a.zip']
