@@ -52,7 +52,7 @@ def write_person(path: Path, network: Path, *, seed: int) -> Path:
 def people(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp('people')
     network = write_snapshot(folder / 'net.pkl')
-    return [write_person(folder / f'{name}.pkl', network, seed=seed) for seed, name in enumerate('abc')]
+    return [write_person(folder / f'{name}.pkl', network, seed=seed) for seed, name in enumerate('ab')]
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -62,7 +62,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def test_ends_are_the_avatars_bit_for_bit_and_the_middle_is_the_mean(people: list[Path]) -> None:
-    files = read_avatars(people[:2])
+    files = read_avatars(people)
     for index, shares in enumerate(([1.0, 0.0], [0.0, 1.0])):
         end, own = blend(files, shares), files[index].snapshot
         assert end.avatar is not None
@@ -101,15 +101,14 @@ def test_shares() -> None:
 @torch.no_grad()
 def test_the_sheet_and_a_checkpoint_that_scripts_take(people: list[Path], tmp_path: Path) -> None:
     given = [f'--avatar={path}' for path in people]
-    status, last = run(*given, f'--outdir={tmp_path}', '--steps=3', '--shares=1,1,0', '--expression=jawOpen')
+    status, last = run(*given, f'--outdir={tmp_path}', '--steps=3', '--shares=1,1', '--expression=jawOpen')
     assert status == 0, last
     assert {path.name for path in tmp_path.iterdir()} == {'avatar.pkl', 'blend.png'}
     with Image.open(tmp_path / 'blend.png') as picture:
         sheet = np.asarray(picture)
-    assert sheet.shape == (2 * SIZE, 3 * SIZE, 3)
+    assert sheet.shape == (SIZE, 3 * SIZE, 3)
 
-    def cell(row: int, column: int) -> np.ndarray:
-        return sheet[row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE]
+    start, middle, end = np.split(sheet, 3, axis=1)
 
     def drawn(path: Path) -> np.ndarray:
         loaded = load_generator(path)
@@ -118,11 +117,10 @@ def test_the_sheet_and_a_checkpoint_that_scripts_take(people: list[Path], tmp_pa
         planes = loaded.generator.deform(loaded.generator.identity(loaded.avatar.ws), head)
         return to_array(loaded.generator.render(planes, CameraRig().front()).image[0].clamp(-1, 1))
 
-    for row, column, path in ((0, 0, people[0]), (0, 2, people[1]), (1, 0, people[1]), (1, 2, people[2])):
-        assert np.array_equal(cell(row, column), drawn(path))
-    assert np.array_equal(cell(0, 1), drawn(tmp_path / 'avatar.pkl'))
-    for end in (cell(0, 0), cell(0, 2)):
-        assert np.abs(cell(0, 1).astype(int) - end).max() > 5
+    for cell, path in ((start, people[0]), (end, people[1]), (middle, tmp_path / 'avatar.pkl')):
+        assert np.array_equal(cell, drawn(path))
+    for other in (start, end):
+        assert np.abs(middle.astype(int) - other).max() > 5
     samples = CliRunner().invoke(
         gen_samples.main,
         [f'--network={tmp_path / "avatar.pkl"}', f'--outdir={tmp_path / "samples"}', '--yaws=0', '--device=cpu'],
@@ -155,7 +153,7 @@ def test_strangers_are_refused_in_one_line(people: list[Path], tmp_path: Path) -
     for name, message in expected.items():
         status, last = run(f'--avatar={first}', f'--avatar={tmp_path / name}.pkl', f'--outdir={out}')
         assert (status, message in last) == (1, True), last
-    both = [f'--avatar={path}' for path in people[:2]]
+    both = [f'--avatar={path}' for path in people]
     for arguments, message in (
         (both[:1], '--avatar: blending needs 2 or more, got 1'),
         ([*both, '--shares=1'], '--shares: expected 2 numbers'),
