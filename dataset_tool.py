@@ -33,21 +33,25 @@ def main() -> None:
     '--seed', type=click.IntRange(min=0), default=0, show_default=True, help='The same seed gives the same file.'
 )
 @click.option('--workers', type=click.IntRange(min=0), help='Processes; 0: only this one. Default: one a core.')
+@click.option('--restart', is_flag=True, help='Begin anew instead of continuing an interrupted run.')
 @click.option('--overwrite', is_flag=True, help='Replace a dataset at --out.')
-def synth(out: str, num: int, resolution: int, seed: int, workers: int | None, overwrite: bool) -> None:
+def synth(out: str, num: int, resolution: int, seed: int, workers: int | None, restart: bool, overwrite: bool) -> None:
     """Render heads of the embedded CC0 model with exact labels.
 
     Identity, skin, hair, glasses, clothes, light and background vary, and expression, gaze, neck pose
-    and camera are independent of them. Enough to train, test and demonstrate without any download.
+    and camera are independent of them. Enough to train, test and demonstrate without any download. A run that
+    was interrupted continues when it is started again: finished images wait in OUT-work.
 
     \b
     Examples:
       python dataset_tool.py synth --out=data/synth64.zip
       python dataset_tool.py synth --out=data/tiny.zip --num=64 --resolution=32 --workers=2
     """
+    from applications.datasets.kept import kept_work
     from training.synthetic import generate
 
-    generate(out, num=num, resolution=resolution, seed=seed, workers=workers, overwrite=overwrite)
+    with kept_work(out, what='images', restart=restart, log=click.echo) as kept:
+        generate(out, num=num, resolution=resolution, seed=seed, workers=workers, overwrite=overwrite, kept=kept)
     click.echo(f'{out}: {num} images of {resolution} x {resolution}; check it with: dataset_tool.py validate {out}')
 
 

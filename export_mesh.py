@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from dnnlib.cli import (
     Command,
+    device_option,
+    head_options,
     network_option,
     parse_int_list,
     precision_option,
@@ -22,15 +26,7 @@ from dnnlib.cli import (
 @click.option('--seeds', help="Like 0,1,4-7: a file each. Default: 0, or the latent of an avatar's checkpoint.")
 @click.option('--latent', help='Instead: ws from an .npy, or from an .npz like the pivot.npz of an avatar.')
 @truncation_options
-@click.option('--obj_path', '--obj-path', help='Head from an OBJ of the same topology (head frame, metres).')
-@click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
-@click.option('--head', 'params_path', help='Head from an .npz of HeadParams (row --index).')
-@click.option('--data', help='Head from a packed dataset (item --index).')
-@click.option(
-    '--index', type=click.IntRange(min=0), default=0, show_default=True, help='Item of --data or row of --head.'
-)
-@click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.')
-@click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
+@head_options
 @click.option('--drive', help='An animated .glb: a video, an .npz, a dataset, or talk, blink, gaze, turn, all.')
 @click.option('--frames', type=click.IntRange(min=1), help="Of the animation. Default: the driver's, or 120.")
 @click.option('--fps', type=click.FloatRange(min=1), help="Default: a driving video's own, else 30.")
@@ -49,7 +45,7 @@ from dnnlib.cli import (
     help='Remove what is farther than this from the head mesh. Default: nothing.',
 )
 @click.option('--all-parts', is_flag=True, help='Keep every connected part. Default: the largest.')
-@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@device_option
 @rasterizer_option
 @precision_option
 def main(
@@ -61,13 +57,6 @@ def main(
     latent: str | None,
     trunc: float,
     trunc_cutoff: int | None,
-    obj_path: str | None,
-    lms_path: str | None,
-    params_path: str | None,
-    data: str | None,
-    index: int,
-    expressions: tuple[str, ...],
-    head_model: str | None,
     drive: str | None,
     frames: int | None,
     fps: float | None,
@@ -81,6 +70,7 @@ def main(
     all_parts: bool,
     device: str,
     precision: str,
+    **head: Any,
 ) -> None:
     """Write coloured meshes in metres (y up, the face towards +z) of seeds, a latent or an avatar.
 
@@ -114,15 +104,7 @@ def main(
         texture_size=texture_size,
     )
     options.check(animated=drive is not None)
-    choice = HeadChoice(
-        obj_path=obj_path,
-        lms_path=lms_path,
-        params_path=params_path,
-        data=data,
-        index=index,
-        expressions=expressions,
-        head_model_path=head_model,
-    )
+    choice = HeadChoice(**head)
     driver = None
     if drive is not None:
         driver = DriverOptions(source=drive, frames=frames, fps=fps, track=TrackOptions(landmarker=landmarker))

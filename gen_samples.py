@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from dnnlib.cli import (
     Command,
     device_option,
-    head_model_option,
+    direction_option,
+    head_options,
     network_option,
     parse_float_list,
     parse_int_list,
@@ -31,22 +34,8 @@ from dnnlib.cli import (
 @click.option(
     '--fov-deg', type=click.FloatRange(1, 120), help='Field of view as EG3D counts it. Default: 18.837 (focal 4.2647).'
 )
-@click.option('--obj_path', '--obj-path', help='Head from an OBJ of the same topology (head frame, metres).')
-@click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
-@click.option('--head', 'params_path', help='Head from an .npz of HeadParams (row --index).')
-@click.option('--data', help='Head from a packed dataset (item --index).')
-@click.option(
-    '--index', type=click.IntRange(min=0), default=0, show_default=True, help='Item of --data or row of --head.'
-)
-@click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.')
-@click.option(
-    '--direction',
-    'directions',
-    multiple=True,
-    metavar='FILE:INDEX[:STRENGTH]',
-    help='Move latents along a direction of latents.py; may be repeated.',
-)
-@head_model_option
+@head_options
+@direction_option
 @click.option(
     '--shapes/--no-shapes', default=False, help='Also write a surface (.ply) and a density grid (.mrc) a seed.'
 )
@@ -68,19 +57,13 @@ def main(
     yaws: str,
     pitches: str,
     fov_deg: float | None,
-    obj_path: str | None,
-    lms_path: str | None,
-    params_path: str | None,
-    data: str | None,
-    index: int,
-    expressions: tuple[str, ...],
     directions: tuple[str, ...],
-    head_model: str | None,
     shapes: bool,
     shape_res: int,
     shape_level: float | None,
     device: str,
     precision: str,
+    **head: Any,
 ) -> None:
     """Draw SEEDS with one head: seed0000.png (its views), and sheet.png with raw image, depth and template.
 
@@ -104,15 +87,7 @@ def main(
     from training import cameras
     from training.checkpoint import ReleaseAssets, load_generator
 
-    choice = HeadChoice(
-        obj_path=obj_path,
-        lms_path=lms_path,
-        params_path=params_path,
-        data=data,
-        index=index,
-        expressions=expressions,
-        head_model_path=head_model,
-    )
+    choice = HeadChoice(**head)
     assets = ReleaseAssets(topology=topology, eye_mask=eye_mask)
     chosen = choose_precision(precision, choose_device(device))
     loaded = load_generator(network, device=choose_device(device), assets=assets, precision=chosen)

@@ -9,6 +9,9 @@ import click
 from dnnlib import UserError
 from dnnlib.cli import (
     Command,
+    device_option,
+    direction_option,
+    head_model_option,
     network_option,
     parse_int_list,
     precision_option,
@@ -51,22 +54,16 @@ from dnnlib.cli import (
 )
 @click.option('--obj_path', '--obj-path', help='Undriven head from an OBJ of the same topology (head frame, metres).')
 @click.option('--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.')
-@click.option('--head-model', help="The user's FLAME file, for networks trained on FLAME.")
+@head_model_option
 @truncation_options
-@click.option(
-    '--direction',
-    'directions',
-    multiple=True,
-    metavar='FILE:INDEX[:STRENGTH]',
-    help='Move latents along a direction of latents.py; may be repeated.',
-)
+@direction_option
 @click.option('--with-driver', is_flag=True, help="Show the driving video's frames beside the grid.")
 @click.option('--with-template', is_flag=True, help='Show the driven template mesh beside the grid.')
 @click.option(
     '--scale', type=click.IntRange(min=1), help='Enlarge cells by this factor. Default: to 256 pixels or more.'
 )
 @click.option('--crf', type=click.IntRange(0, 51), default=18, show_default=True, help='H.264: 0 lossless, 51 worst.')
-@click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
+@device_option
 @rasterizer_option
 @precision_option
 def main(

@@ -1,4 +1,4 @@
-"""Tools for latents: interpolation, style mixing, truncation, directions."""
+"""Tools for latents: interpolation, style mixing, truncation, directions, blends of avatars."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def main() -> None:
         python latents.py mix --network=SNAPSHOT --rows=0-3 --columns=4-7 --take=texture --outdir=out
         python latents.py truncate --network=SNAPSHOT --seeds=0-3 --outdir=out
         python latents.py directions --network=SNAPSHOT --part=texture --outdir=out
+        python latents.py blend --avatar=out/me/avatar.pkl --avatar=out/you/avatar.pkl --outdir=out/us
         python gen_samples.py --network=SNAPSHOT --direction=out/directions.npz:0:2 --outdir=out
     """
 
 
-# What all commands take: network, head, camera, truncation, device.
-shared_options = options(
-    network_option(),
+# What all commands take: head, camera, truncation, device.
+view_options = options(
     click.option('--outdir', required=True, metavar='DIR', help='Folder for the sheet.'),
     truncation_options,
     click.option('--yaw', default=0.0, show_default=True, help='Camera yaw, radians.'),
@@ -53,6 +53,7 @@ shared_options = options(
     rasterizer_option,
     precision_option,
 )
+shared_options = options(network_option(), view_options)
 
 
 @main.command()
@@ -67,11 +68,13 @@ def interpolate(seeds: str, steps: int, space: str, **shared: Any) -> None:
     numbers = _people(seeds, option='--seeds')
     if len(numbers) < 2:
         raise UserError(f'--seeds: interpolation needs 2 or more, got {len(numbers)}')
-    view, folder = _open(shared)
+    view = _open(shared)
 
     from applications.latent_sheets import interpolation_sheet
+    from dnnlib.files import output_folder
 
-    _save(folder / 'interpolate.png', interpolation_sheet(view, numbers, steps=steps, space=space))
+    with output_folder(shared['outdir']) as folder:
+        _save(folder / 'interpolate.png', interpolation_sheet(view, numbers, steps=steps, space=space))
 
 
 @main.command()
@@ -90,13 +93,15 @@ def mix(rows: str, columns: str, take: str, layers: str | None, **shared: Any) -
     """mix.png: each row's seed with codes of each column's seed."""
     changed, taken = _people(rows, option='--rows'), _people(columns, option='--columns')
     numbers = _layers(layers)
-    view, folder = _open(shared)
+    view = _open(shared)
 
     from applications.directions import part_rows
     from applications.latent_sheets import mixing_sheet
+    from dnnlib.files import output_folder
 
     mask = part_rows(view.generator, take, numbers)
-    _save(folder / 'mix.png', mixing_sheet(view, changed, taken, taken=mask))
+    with output_folder(shared['outdir']) as folder:
+        _save(folder / 'mix.png', mixing_sheet(view, changed, taken, taken=mask))
 
 
 @main.command()
@@ -106,11 +111,13 @@ def mix(rows: str, columns: str, take: str, layers: str | None, **shared: Any) -
 def truncate(seeds: str, psis: str, **shared: Any) -> None:
     """truncate.png: seeds pulled towards the mean latent; --trunc is not used."""
     numbers, values = _people(seeds, option='--seeds'), parse_float_list(psis, option='--psis')
-    view, folder = _open(shared)
+    view = _open(shared)
 
     from applications.latent_sheets import truncation_sheet
+    from dnnlib.files import output_folder
 
-    _save(folder / 'truncate.png', truncation_sheet(view, numbers, values))
+    with output_folder(shared['outdir']) as folder:
+        _save(folder / 'truncate.png', truncation_sheet(view, numbers, values))
 
 
 @main.command()
@@ -139,17 +146,49 @@ def directions(
 ) -> None:
     """directions.npz, for --direction of gen_samples.py and gen_videos.py, and directions.png."""
     numbers = _layers(layers)
-    view, folder = _open(shared)
+    shown = None if seed is None else _people(seed, option='--seed')[:1]
+    view = _open(shared)
 
     from applications.directions import find_directions, save_directions
     from applications.latent_sheets import direction_sheet
+    from dnnlib.files import output_folder
 
-    found = find_directions(view.generator, method=method, part=part, layers=numbers, count=count, rig=view.rig)
-    save_directions(folder / 'directions.npz', found)
-    click.echo(f'{folder / "directions.npz"}: {len(found.vectors)} directions of {part} by {method}')
-    shown = _people(seed, option='--seed') if seed is not None else [0 if view.own is None else None]
-    sheet = direction_sheet(view, view.people(shown[:1]), found, sigmas=sigmas, steps=steps)
-    _save(folder / 'directions.png', sheet)
+    start = view.people(shown or [0 if view.own is None else None])
+    with output_folder(shared['outdir']) as folder:
+        found = find_directions(view.generator, method=method, part=part, layers=numbers, count=count, rig=view.rig)
+        save_directions(folder / 'directions.npz', found)
+        click.echo(f'{folder / "directions.npz"}: {len(found.vectors)} directions of {part} by {method}')
+        _save(folder / 'directions.png', direction_sheet(view, start, found, sigmas=sigmas, steps=steps))
+
+
+@main.command()
+@click.option('--avatar', 'avatars', multiple=True, required=True, metavar='PKL', help='Of one network; two or more.')
+@click.option('--steps', type=click.IntRange(min=2), default=7, show_default=True, help='Pictures a row.')
+@click.option('--shares', metavar='X,Y,...', help='Also write avatar.pkl, with so much of each avatar.')
+@view_options
+def blend(avatars: tuple[str, ...], steps: int, shares: str | None, **shared: Any) -> None:
+    """blend.png: from one avatar to the next: weights, latents and heads of project_avatar.py's checkpoints."""
+    values = None if shares is None else parse_float_list(shares, option='--shares')
+
+    from applications import avatar_blend, images
+    from dnnlib.files import output_folder
+    from training.checkpoint import open_generator, save_snapshot
+
+    files = avatar_blend.read_avatars(avatars)
+    parts = None if values is None else avatar_blend.normalized(values, count=len(files))
+    device, precision = _numerics(shared)
+    with output_folder(shared['outdir']) as folder:
+        target = folder / 'avatar.pkl'
+        avatar_blend.check_target(target, files if parts else [])
+        cells = []
+        for between in avatar_blend.steps_between(len(files), steps=steps):
+            person = avatar_blend.blend(files, between)
+            view = _view(open_generator(person, where=avatars[0], device=device, precision=precision), shared)
+            cells += view.cells(view.people([None]))
+        if parts is not None:
+            save_snapshot(target, avatar_blend.blend(files, parts))
+            click.echo(str(target))
+        _save(folder / 'blend.png', images.grid(cells, steps))
 
 
 def _people(text: str, *, option: str) -> list[int | None]:
@@ -164,24 +203,34 @@ def _layers(text: str | None) -> list[int] | None:
     return None if text is None else parse_int_list(text, option='--layers')
 
 
-def _open(shared: dict[str, Any]) -> tuple[Any, Path]:
-    """The View of the shared options, and the output folder."""
+def _numerics(shared: dict[str, Any]) -> tuple[Any, Any]:
+    """Device and Precision of the shared options."""
+    from torch_utils.devices import choose_device
+    from torch_utils.precision import choose_precision
+
+    device = choose_device(shared['device'])
+    return device, choose_precision(shared['precision'], device)
+
+
+def _open(shared: dict[str, Any]) -> Any:
+    """The View of --network and the shared options."""
+    from training.checkpoint import load_generator
+
+    device, precision = _numerics(shared)
+    return _view(load_generator(shared['network'], device=device, precision=precision), shared)
+
+
+def _view(loaded: Any, shared: dict[str, Any]) -> Any:
+    """The View of a network and the shared options."""
     import torch
 
     from applications.heads import HeadChoice, choose_head
     from applications.latent_sheets import View
     from applications.samples import CameraRig
-    from dnnlib.files import make_output_folder
-    from torch_utils.devices import choose_device
-    from torch_utils.precision import choose_precision
-    from training.checkpoint import load_generator
 
-    device = choose_device(shared['device'])
-    precision = choose_precision(shared['precision'], device)
-    loaded = load_generator(shared['network'], device=device, precision=precision)
     head = choose_head(HeadChoice(expressions=shared['expressions'], head_model_path=shared['head_model']), loaded)
     rig = CameraRig.of(loaded.config, framing=loaded.info.framing)
-    view = View(
+    return View(
         generator=loaded.generator,
         head=head,
         label=rig.labels(torch.tensor([shared['yaw']]), torch.tensor([shared['pitch']])),
@@ -190,7 +239,6 @@ def _open(shared: dict[str, Any]) -> tuple[Any, Path]:
         truncation_psi=shared['trunc'],
         truncation_cutoff=shared['trunc_cutoff'],
     )
-    return view, make_output_folder(shared['outdir'])
 
 
 def _save(path: Path, sheet: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import Command, rasterizer_option
+from dnnlib.cli import SectionedCommand, rasterizer_option
 from dnnlib.errors import UserError
 from training.config import PRESETS, TrainConfig, preset, to_dict
 
@@ -47,11 +47,34 @@ FIELDS = {
     'disc_template': 'D.template',
     'mbstd_group': 'D.mbstd_group_size',
 }
+# How --help lists the options; the first two lists are what most runs need.
+SECTIONS = {
+    'A run': (
+        'outdir', 'cfg', 'data', 'gpus', 'batch', 'kimg', 'tick', 'snap', 'seed', 'resume', 'metrics', 'workers',
+        'dry_run',
+    ),
+    'What it learns, and on what': (
+        'gamma', 'mirror', 'aug', 'p', 'target', 'freezed', 'glr', 'dlr', 'precision', 'batch_gpu', 'device',
+        'assignments',
+    ),
+    'Losses and networks, as in EG3D': (
+        'density_reg', 'style_mixing_prob', 'blur_fade_kimg', 'gen_pose_cond', 'neural_rendering_resolution',
+        'neural_rendering_resolution_initial', 'neural_rendering_resolution_fade_kimg', 'mbstd_group',
+    ),
+    'Mouth, discriminator, heads, clips': ('mouth', 'mouth_planes', 'disc_template', 'head_model', 'clip_frames'),
+    'Memory, disk, faults': (
+        'grad_checkpoint', 'rasterizer', 'keep', 'override_config', 'bad_images', 'timeout', 'max_skipped',
+    ),
+}  # fmt: skip
 POSITIVE = click.IntRange(min=1)
 RATE = click.FloatRange(min=0, min_open=True)
 
 
-@click.command(cls=Command, context_settings={'token_normalize_func': lambda name: name.replace('_', '-')})
+@click.command(
+    cls=SectionedCommand,
+    sections=SECTIONS,
+    context_settings={'token_normalize_func': lambda name: name.replace('_', '-'), 'max_content_width': 110},
+)
 @click.option('--outdir', required=True, metavar='DIR', help="The run's folder; the same command again resumes it.")
 @click.option('--cfg', default='synth64', show_default=True, help=f'Preset: {", ".join(PRESETS)}.')
 @click.option('--data', metavar='PATH', help='Packed dataset, zip or folder (dataset_tool.py).')
@@ -142,7 +165,8 @@ def main(
 ) -> None:
     """Train on a packed dataset and write everything to --outdir.
 
-    A killed run continues when the same command is given again, bit by bit on the same CPU.
+    A killed run continues when the same command is given again, bit by bit on the same CPU. Most runs need no more
+    than the first two lists of options. What EG3D has is named as there, with - or _.
 
     \b
     Examples:

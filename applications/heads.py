@@ -45,10 +45,11 @@ def choose_head(choice: HeadChoice, loaded: LoadedGenerator) -> HeadInput:
     if choice.obj_path:
         if choice.expressions:
             raise UserError('--expression: cannot be added to --obj_path (a mesh has no parameters)')
+        if choice.head_model_path:
+            raise UserError('--head-model: is not read with --obj_path (a mesh has no parameters); leave one out')
         return obj_head(choice.obj_path, loaded, lms_path=choice.lms_path)
-    known = cpu_template(loaded).has_landmarks
     person = loaded.avatar is not None and loaded.avatar.identity.shape[1] > 0
-    if not sources and not choice.expressions and not person and (known or not choice.head_model_path):
+    if not sources and not choice.expressions and not person and not choice.head_model_path:
         vertices = cpu_template(loaded).vertices[None]
         return HeadInput(vertices, cpu_template(loaded).landmarks(vertices))
     if choice.data and not choice.expressions:

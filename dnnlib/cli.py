@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -35,6 +35,23 @@ class _OneLineErrors:
 
 class Command(_OneLineErrors, click.Command):
     """Use as `@click.command(cls=Command)`."""
+
+
+class SectionedCommand(Command):
+    """A Command with many options, whose help lists them under headings: heading -> names of parameters."""
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Parameters that no section names come last."""
+        records = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        listed = [name for names in self.sections.values() for name in names]
+        rest = [str(name) for name in records if name not in listed]
+        for heading, names in {**self.sections, 'Other': rest}.items():
+            with formatter.section(heading):
+                formatter.write_dl([record for name in names if (record := records[name]) is not None])
 
 
 class Group(_OneLineErrors, click.Group):
@@ -74,8 +91,31 @@ truncation_options = options(
 # --device, for torch_utils.devices.choose_device.
 device_option = click.option('--device', default='auto', show_default=True, help='auto, cpu, or a torch device name.')
 
-head_model_option = click.option(
-    '--head-model', metavar='FILE', help="The user's FLAME file, for networks trained on FLAME."
+_HEAD_MODEL_HELP = "The user's FLAME file, for networks trained on FLAME."
+head_model_option = click.option('--head-model', metavar='FILE', help=_HEAD_MODEL_HELP)
+
+# For applications.directions.direction_shift.
+direction_option = click.option(
+    '--direction',
+    'directions',
+    multiple=True,
+    metavar='FILE:INDEX[:STRENGTH]',
+    help='Move latents along a direction of latents.py; may be repeated.',
+)
+
+# Which head is drawn: the fields of applications.heads.HeadChoice.
+head_options = options(
+    click.option('--obj_path', '--obj-path', help='Head from an OBJ of the same topology (head frame, metres).'),
+    click.option(
+        '--lms_path', '--lms-path', help='Its 68 x 3 landmarks (.npy or text). Default: computed from the mesh.'
+    ),
+    click.option('--head', 'params_path', help='Head from an .npz of HeadParams (row --index).'),
+    click.option('--data', help='Head from a packed dataset (item --index).'),
+    click.option(
+        '--index', type=click.IntRange(min=0), default=0, show_default=True, help='Item of --data or row of --head.'
+    ),
+    click.option('--expression', 'expressions', multiple=True, help='NAME or NAME:WEIGHT, added; may be repeated.'),
+    click.option('--head-model', 'head_model_path', metavar='FILE', help=_HEAD_MODEL_HELP),
 )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
             temporary.unlink()
 
 
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Delete what processes of this machine that were killed left of unfinished writes of `path`, file or folder."""
+    target = Path(path)
+    for left in target.parent.glob(f'.{glob.escape(target.name)}.*.tmp'):
+        process = left.name.removesuffix('.tmp').rpartition('.')[2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def exclusive(path: str | os.PathLike[str], *, wait: float, busy: str) -> Iterator[None]:
     """Hold the advisory lock of the file `path`; the system lets go when the process ends, however it ends.
@@ -54,18 +76,28 @@ def exclusive(path: str | os.PathLike[str], *, wait: float, busy: str) -> Iterat
     import fcntl
 
     deadline = time.monotonic() + wait
-    with open(path, 'wb') as handle:
-        while True:
+    while True:
+        with open(path, 'wb') as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                held = _is_at(handle, path)  # or a failing process held it, and removed the file
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(busy) from None
-                time.sleep(0.1)
+                held = False
             except OSError:
-                break
-        yield
+                held = True
+            if held:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise UserError(busy)
+        time.sleep(0.1)
+
+
+def _is_at(handle: IO[Any], path: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def make_output_folder(path: str | os.PathLike[str]) -> Path:
@@ -79,6 +111,20 @@ def make_output_folder(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise explain_os_error(error, folder) from error
     return folder
+
+
+@contextlib.contextmanager
+def output_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """make_output_folder for a block. If the block fails and left nothing there, folders that this made are removed."""
+    made = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    folder = make_output_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for empty in made:
+                empty.rmdir()
+        raise
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -11,11 +11,14 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from applications.datasets import edit
 from applications.datasets.edit import rebalanced_rows
 from dataset_tool import main
+from dnnlib import UserError
 from tests.cases_dataset import edit_heads, make_dataset
 from training import cameras
 from training.dataset import HeadDataset
+from training.dataset_format import encode_png
 from training.dataset_writer import DatasetWriter
 from training.head import load_head_model
 from training.head.makehuman import embedded_head
@@ -54,6 +57,37 @@ def test_mirror_equals_the_mirroring_dataset(tmp_path: Path, heads: str) -> None
         assert written.identities.tolist() == [0, 0, 1, 0, 0, 1]
     for row in range(3):
         assert written.image_bytes(row) == wanted.image_bytes(row)
+
+
+def test_an_interrupted_mirror_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was encoded is not encoded again, and the dataset is that of an uninterrupted run."""
+    path = made(tmp_path / 'a.zip')
+    run('mirror', path, '--out', tmp_path / 'whole.zip')
+    encoded: list[int] = []
+    allowed = [3]
+
+    def encode(pixels: np.ndarray) -> bytes:
+        if len(encoded) == allowed[0]:
+            raise KeyboardInterrupt
+        encoded.append(1)
+        return encode_png(pixels)
+
+    monkeypatch.setattr(edit, 'BLOCK', 2)
+    monkeypatch.setattr(edit, 'encode_png', encode)
+    command = ('mirror', path, '--out', tmp_path / 'b.zip', '--workers=1')
+    run(*command, fails=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['a.zip', 'b-work', 'whole.zip']
+    allowed[0] = 100
+    assert 'b-work: continuing, 1 batches of encoded pictures are done' in run(*command)
+    assert len(encoded) == 3 + 4  # of 6; the third was of an unfinished block
+    assert (tmp_path / 'b.zip').read_bytes() == (tmp_path / 'whole.zip').read_bytes()
+    assert not (tmp_path / 'b-work').exists()
+
+    allowed[0] = len(encoded) + 3
+    run(*command, '--overwrite', fails=True)
+    allowed[0], before = 100, len(encoded)
+    assert 'continuing' not in run(*command, '--overwrite', '--restart')
+    assert len(encoded) == before + 6
 
 
 def test_rebalance_repeats_rare_yaws(tmp_path: Path) -> None:
@@ -130,6 +164,31 @@ def test_split_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / 'y.zip').write_bytes(b'taken')
     run('split', path, '--out-a', tmp_path / 'x.zip', '--out-b', tmp_path / 'y.zip', '--count=2', fails=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ['a.zip', 'y.zip']
+
+
+def test_no_part_of_a_split_appears_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = made(tmp_path / 'a.zip')
+    outs = ['--out-a', tmp_path / 'x.zip', '--out-b', tmp_path / 'y']
+    run('split', path, *outs, '--count=4')
+    before = {file: file.read_bytes() for file in tmp_path.rglob('*') if file.is_file()}
+    close, closed = DatasetWriter.close, []
+
+    def fail_second(self: DatasetWriter) -> None:
+        closed.append(self)
+        if len(closed) == 2:
+            raise UserError('the disk is full')
+        close(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetWriter, 'close', fail_second)
+        assert 'the disk is full' in run('split', path, *outs, '--count=2', '--overwrite', fails=True)
+    assert {file: file.read_bytes() for file in tmp_path.rglob('*') if file.is_file()} == before
+    run('split', path, *outs, '--count=2', '--overwrite')
+    assert [len(HeadDataset(tmp_path / name)) for name in ('x.zip', 'y')] == [2, 4]
+    run('split', path, '--out-a', tmp_path / 's', '--out-b', tmp_path / 't', '--count=2', '--shard-size=1')
+    assert [len(HeadDataset(tmp_path / name)) for name in ('s', 't')] == [2, 4]
+    assert 'named twice' in run('split', path, '--out-a', 'x.zip', '--out-b', './x.zip', '--count=2', fails=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['a.zip', 's', 't', 'x.zip', 'y']
 
 
 def test_stats_measure_and_draw(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import torch
 from click.testing import CliRunner
 
 import dataset_tool
-from applications.datasets import imports
+from applications.datasets import importing, imports
 from applications.datasets.importing import ImportReport
 from applications.datasets.imports import Meshes, Target, import_eg3d, import_release
+from applications.preprocessing.mesh_fit import MeshFit, MeshFitter
 from tests.cases_dataset import make_dataset, random_labels, random_params, user_error
 from tests.cases_importers import (
     Release,
@@ -219,6 +220,36 @@ def test_interrupted_run_leaves_nothing(tmp_path: Path, model: HeadModel, monkey
     with pytest.raises(KeyboardInterrupt):
         run_release(release, tmp_path / 'out.zip')
     assert [path.name for path in tmp_path.iterdir()] == ['ffhq']
+
+
+def test_interrupted_fits_continue(tmp_path: Path, model: HeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits that an earlier run kept are taken as they are; dataset and report are those of an uninterrupted run."""
+    release = make_release(tmp_path / 'ffhq', model, count=4)
+    fitted: list[int] = []
+    stop_at: list[int] = []
+
+    def fit(self: MeshFitter, vertices: torch.Tensor) -> MeshFit:  # that it fits is tested above
+        if len(fitted) in stop_at:
+            raise KeyboardInterrupt
+        fitted.append(len(vertices))
+        params = self.model.neutral(len(vertices)).replace(translation=vertices.mean(dim=1))
+        return MeshFit(params=params, error=vertices.norm(dim=2))
+
+    monkeypatch.setattr(MeshFitter, 'fit', fit)
+    monkeypatch.setattr(importing, 'CHUNK', 2)
+    _, expected = run_release(release, tmp_path / 'whole.zip', fit=True)
+    stop_at[:] = [3]
+    with pytest.raises(KeyboardInterrupt):
+        run_release(release, tmp_path / 'out.zip', fit=True)
+    assert sorted(path.name for path in tmp_path.glob('out*')) == ['out-work']
+    stop_at[:] = []
+    _, lines = run_release(release, tmp_path / 'out.zip', fit=True)
+    assert 'out-work: continuing, 1 batches of fits are done' in lines[0]
+    assert fitted == [2, 2, 2, 2]
+    assert lines[2] == expected[1]
+    assert sorted(path.name for path in tmp_path.glob('out*')) == ['out-report', 'out.zip']
+    for name in ('{}.zip', '{}-report/items.csv'):
+        assert (tmp_path / name.format('out')).read_bytes() == (tmp_path / name.format('whole')).read_bytes()
 
 
 # EG3D datasets.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,24 @@ from cases_outputs import write_dataset, write_snapshot
 from click.testing import CliRunner
 
 import calc_metrics
+import export_mesh
 import gen_samples
+import gen_videos
 import latents
 import project_avatar
 import stylize
 import train
 from dnnlib.cli import MAX_LISTED, parse_float_list, parse_int_list
 from dnnlib.errors import UserError
+from dnnlib.files import output_folder
 from training.config import preset
+from training.run_directory import hold
 
 SCRIPTS: dict[str, Any] = {
     'calc_metrics': calc_metrics.main,
+    'export_mesh': export_mesh.main,
     'gen_samples': gen_samples.main,
+    'gen_videos': gen_videos.main,
     'latents': latents.main,
     'project_avatar': project_avatar.main,
     'stylize': stylize.main,
@@ -59,10 +66,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f'{SAMPLES} --direction=picture.png:0:inf', '--direction picture.png:0:inf: expected FILE:INDEX'),
         (f'{SAMPLES} --head=picture.png', 'picture.png: not an .npz file of HeadParams'),
         (f'{SAMPLES} --head=picture.png --head-model=text.txt', 'text.txt: not a file of the embedded head model'),
+        (f'{SAMPLES} --head-model=text.txt', 'text.txt: not a file of the embedded head model'),
+        (f'{SAMPLES} --obj_path=a.obj --head-model=text.txt', '--head-model: is not read with --obj_path'),
         (f'{SAMPLES} --data=bare.zip', 'bare.zip: has images and cameras but no heads'),
         ('latents interpolate --network=net.pkl --outdir=out --yaw=nan', "'--yaw': nan is not a finite number"),
         ('latents truncate --network=net.pkl --outdir=out --psis=nan', '--psis: expected numbers like'),
         ('latents mix --network=net.pkl --outdir=out --layers=x', '--layers: expected numbers like'),
+        ('latents mix --network=net.pkl --outdir=out --layers=40', '--layers: expected numbers from 0 to'),
+        ('latents mix --network=net.pkl --outdir=new/out --rows=avatar', 'the network is no avatar'),
+        ('latents directions --network=net.pkl --outdir=out --seed=avatar', 'the network is no avatar'),
+        (
+            'latents interpolate --network=net.pkl --outdir=out --seeds=avatar,1 --space=z',
+            '--space=z: an avatar has no z',
+        ),
         ('latents mix --network=cut.pkl --outdir=out', 'cut.pkl: damaged or cut short'),
         ('calc_metrics --network=net.pkl --data=faces.zip --metrics=', '--metrics: names none'),
         ('calc_metrics --network=net.pkl --data=faces.zip --metrics=aed --head-estimator=deca:x', 'x: no such file'),
@@ -93,20 +109,47 @@ def test_one_line_and_nothing_left(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert last.startswith('Error: ')
     assert expected in last
     assert 'unsafely' not in last  # numpy's advice to unpickle
-    assert [path for path in sorted(folder.rglob('*')) if path not in before] in ([], [folder / 'out'])
-    if (folder / 'out').exists():
-        (folder / 'out').rmdir()
+    assert sorted(folder.rglob('*')) == before
 
 
 def test_a_wrong_resume_leaves_no_run_behind(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The corrected command is not refused as another run's."""
     monkeypatch.chdir(folder)
-    outdir = tmp_path / 'run'
-    options = ['--cfg=debug', '--data=faces.zip', f'--outdir={outdir}', '--mirror=false', '--resume=cut.pkl']
+    options = ['--cfg=debug', '--data=faces.zip', f'--outdir={tmp_path}/runs/new', '--mirror=false', '--resume=cut.pkl']
     done = CliRunner().invoke(train.main, options)
     assert done.exit_code == 1
     assert 'cut.pkl: damaged or cut short' in done.output
-    assert [path.name for path in outdir.iterdir()] == ['.lock']
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_empty_folders_of_ones_own_are_removed(tmp_path: Path) -> None:
+    def fail(path: Path, *, written: bool) -> None:
+        with output_folder(path) as made, hold(made):
+            if written:
+                (made / 'file').touch()
+            raise ValueError('no')
+
+    (tmp_path / 'old').mkdir()
+    for name, written in (('old', False), ('new/deep', False), ('full/deep', True)):
+        with pytest.raises(ValueError, match='no'):
+            fail(tmp_path / name, written=written)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*'))
+    assert left == ['full', 'full/deep', 'full/deep/.lock', 'full/deep/file', 'old']
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path: Path) -> None:
+    """Who waited for the file of a failed process must not share the folder with who made a new one."""
+    flock = fcntl.flock
+
+    def removed_first(handle: Any, operation: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / '.lock').unlink()
+        flock(handle, operation)
+
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(fcntl, 'flock', removed_first)
+    with hold(tmp_path), pytest.raises(UserError, match='another process'), hold(tmp_path, wait=0):
+        pass
 
 
 def test_lists_of_numbers() -> None:
@@ -140,5 +183,6 @@ def test_scripts_name_shared_options_alike() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 texts.setdefault(option.opts[0], set()).add(option.help or '')
-    for name in ('--network', '--trunc', '--trunc-cutoff', '--topology', '--eye-mask', '--rasterizer'):
+    alike = ('--network', '--trunc', '--trunc-cutoff', '--topology', '--eye-mask', '--rasterizer')
+    for name in (*alike, '--direction', '--expression', '--index', '--lms_path'):
         assert len(texts[name]) == 1, texts[name]

@@ -157,6 +157,18 @@ def test_every_option_is_a_config_field_or_read() -> None:
     assert options == set(train.FIELDS) | elsewhere
 
 
+def test_the_help_teaches_the_everyday_options_first() -> None:
+    """Every option stands under one heading; the first two hold 25, and every option's text is printed."""
+    listed = [name for names in train.SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(str(parameter.name) for parameter in train.main.params)
+    assert sum(len(names) for names in list(train.SECTIONS.values())[:2]) <= 25
+    text = CliRunner().invoke(train.main, ['--help']).output
+    places = [text.index(f'\n{heading}:\n') for heading in train.SECTIONS]
+    assert places == sorted(places)
+    for parameter in train.main.params:
+        assert re.search(rf'^  ({"|".join(parameter.opts)})\b', text, re.MULTILINE), parameter.name
+
+
 MISTAKES = [
     (['--cfg=synth64'], '--data: missing, the dataset to train on; make the embedded one by `python dataset_tool.py'),
     (['--cfg=ffhq9000', '--data={data}'], '--cfg: expected one of ffhq512, ffhq256'),

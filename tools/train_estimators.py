@@ -12,7 +12,6 @@ network on the same machine and version of PyTorch.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tools.estimators.data import Mirror, Pictures, expression_names_matrix, loa
 from tools.estimators.expressions import fit_expressions
 from tools.estimators.eyes import fit_gaze
 from tools.estimators.objective import Objective, total
+from tools.estimators.progress import Progress
 from tools.estimators.variants import make_variants
 from torch_utils.rng import stream
 from training.head.makehuman import embedded_head
@@ -70,7 +70,8 @@ def train(pictures: Pictures, *, steps: int, seed: int, save: Callable[[Embedded
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=LEARNING_RATE, total_steps=steps, pct_start=WARM_UP, cycle_momentum=False
     )
-    mirror, started, seen = Mirror.of_embedded_head(), time.process_time(), dict[str, float]()
+    mirror = Mirror.of_embedded_head()
+    progress = Progress('network', steps=steps, every=REPORT_EVERY)
     for step, rows in enumerate(batch_rows(pictures.person, steps=steps, seed=seed)):
         rng = stream('estimators', seed, 'augment', step)
         batch, images, spoilt = prepare(pictures.rows(rows), mirror, rng=rng)
@@ -79,12 +80,7 @@ def train(pictures: Pictures, *, steps: int, seed: int, save: Callable[[Embedded
         total(losses).backward()
         optimizer.step()
         schedule.step()
-        for name, loss in losses.items():
-            seen[name] = seen.get(name, 0.0) + float(loss.detach()) / REPORT_EVERY
-        if (step + 1) % REPORT_EVERY == 0:
-            terms = '  '.join(f'{name} {value:.3f}' for name, value in seen.items())
-            click.echo(f'step {step + 1}/{steps}  {time.process_time() - started:.0f} CPU s  {terms}')
-            seen.clear()
+        if progress.add(step, losses):
             save(network)
     return network
 

@@ -134,15 +134,22 @@ def load_generator(
         snapshot = load_snapshot(path)
         if assets is not None and (assets.topology or assets.eye_mask):
             raise UserError(f'{path}: a snapshot holds its topology; leave out --topology and --eye-mask')
+    return open_generator(snapshot, where=str(path), device=device, precision=precision)
+
+
+def open_generator(
+    snapshot: Snapshot, *, where: str, device: torch.device | str = 'cpu', precision: Precision | None = None
+) -> LoadedGenerator:
+    """A snapshot's G_ema, rebuilt; `where` names the snapshot in a UserError about keys or shapes that do not fit."""
     generator = Generator(snapshot.config.generator, snapshot.template)
-    load_state(generator, snapshot.networks['G_ema'], where=f'{path}: G_ema')
+    load_state(generator, snapshot.networks['G_ema'], where=f'{where}: G_ema')
     generator.render_resolution = snapshot.info.render_resolution or generator.render_resolution
     generator = generator.eval().requires_grad_(False).to(device)
     generator.precision = precision or choose_precision('fp32', torch.device(device))
     lay_out(generator, generator.precision)
     avatar = snapshot.avatar
     if avatar is not None and avatar.ws.shape[1:] != (generator.num_ws, generator.config.w_dim):
-        raise UserError(f'{path}: damaged: its avatar has a latent {list(avatar.ws.shape)} of another network')
+        raise UserError(f'{where}: damaged: its avatar has a latent {list(avatar.ws.shape)} of another network')
     return LoadedGenerator(
         generator=generator,
         config=snapshot.config,

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dnnlib.errors import UserError
+from dnnlib.files import output_folder
 from torch_utils.distributed import Communicator, describe, keep_freed_memory
 from torch_utils.stats import Stats
 from training.bad_images import BadImages
@@ -71,7 +72,7 @@ def train(communicator: Communicator, *, config: TrainConfig, options: RunOption
     with contextlib.ExitStack() as stack:
         directory = None
         if communicator.is_main:
-            directory = RunDirectory(options.outdir)
+            directory = RunDirectory(stack.enter_context(output_folder(options.outdir)))
             stack.enter_context(hold(directory.path))
             directory.check_options(config, override=options.override_config)
             stack.callback(directory.close)

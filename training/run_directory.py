@@ -42,10 +42,18 @@ class Change:
         return f'{self.name} ({self.before!r} -> {self.after!r})'
 
 
-def hold(folder: Path, *, wait: float = LOCK_SECONDS) -> contextlib.AbstractContextManager[None]:
-    """The folder for one process alone."""
+@contextlib.contextmanager
+def hold(folder: Path, *, wait: float = LOCK_SECONDS) -> Iterator[None]:
+    """The folder for one process alone. If the block fails and wrote nothing, the lock's file is removed as well."""
     busy = f'{folder}: another process is training here; end it or choose another --outdir'
-    return exclusive(folder / '.lock', wait=wait, busy=busy)
+    lock = folder / '.lock'
+    with exclusive(lock, wait=wait, busy=busy):
+        try:
+            yield
+        except BaseException:
+            if list(folder.iterdir()) == [lock]:
+                lock.unlink()
+            raise
 
 
 def changed_fields(

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -122,25 +123,57 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _chunks(num: int, *, resolution: int, seed: int, workers: int) -> Iterator[list[_Packed]]:
-    """Rendered chunks in the order of their indices, with a bounded number under way."""
+class Kept(Protocol):
+    """Where finished chunks wait for the next run, should this one be interrupted."""
+
+    def load(self, key: str) -> Any:
+        """What was saved, None if nothing was."""
+
+    def save(self, key: str, result: Any) -> None:
+        """Keep lists, tuples and dictionaries of bytes, numbers and arrays."""
+
+
+def _chunks(num: int, *, resolution: int, seed: int, workers: int, kept: Kept | None = None) -> Iterator[list[_Packed]]:
+    """Rendered chunks in the order of their indices, with a bounded number under way; from `kept` what it has."""
+
+    def key(indices: range) -> str:
+        return f'{resolution} {seed} {indices.start}-{indices.stop}'
+
+    def found(indices: range) -> list[_Packed] | None:
+        rows = None if kept is None else kept.load(key(indices))
+        return None if rows is None else [_Packed(**row) for row in rows]
+
+    def finished(indices: range, chunk: list[_Packed]) -> list[_Packed]:
+        if kept is not None:
+            kept.save(key(indices), [vars(item) for item in chunk])
+        return chunk
+
     ranges = [range(start, min(start + CHUNK, num)) for start in range(0, num, CHUNK)]
     if workers == 0:
         for indices in ranges:
-            yield _render_chunk(seed, indices, resolution)
+            yield found(indices) or finished(indices, _render_chunk(seed, indices, resolution))
         return
     library.use_native(torch.device('cpu'))  # builds the rasterizer once, before there are several processes
     context = multiprocessing.get_context('spawn')
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     with _one_thread_each(), pool:
-        pending: deque[concurrent.futures.Future[list[_Packed]]] = deque()
+        pending: deque[tuple[range, concurrent.futures.Future[list[_Packed]]]] = deque()
+
+        def next_chunk() -> list[_Packed]:
+            indices, job = pending.popleft()
+            return finished(indices, job.result())
+
         try:
             for indices in ranges:
-                pending.append(pool.submit(_render_chunk, seed, indices, resolution))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
+                chunk = found(indices)
+                while pending and (chunk is not None or len(pending) >= 2 * workers):
+                    yield next_chunk()
+                if chunk is None:
+                    pending.append((indices, pool.submit(_render_chunk, seed, indices, resolution)))
+                else:
+                    yield chunk
             while pending:
-                yield pending.popleft().result()
+                yield next_chunk()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError('a rendering process died (out of memory?); try fewer --workers') from error
         finally:
@@ -156,8 +189,9 @@ def generate(
     workers: int | None = None,  # processes; 0 = this one, None = one a core
     overwrite: bool = False,
     progress: bool = True,
+    kept: Kept | None = None,
 ) -> None:
-    """Render `num` images into a packed dataset (zip or folder) at `path`.
+    """Render `num` images into a packed dataset (zip or folder) at `path`; chunks that `kept` has are not rendered.
 
     Raises UserError for options out of range, a taken or unwritable path, a full disk, a lost worker.
     """
@@ -168,7 +202,7 @@ def generate(
         path, resolution=resolution, head_model=model.name, head_model_hash=model.content_hash, overwrite=overwrite
     )
     with writer, tqdm(total=num, desc=f'rendering {resolution} px', unit='img', disable=not progress) as bar:
-        for chunk in _chunks(num, resolution=resolution, seed=seed, workers=workers):
+        for chunk in _chunks(num, resolution=resolution, seed=seed, workers=workers, kept=kept):
             for item in chunk:
                 head = HeadParams.from_dict({name: torch.from_numpy(value) for name, value in item.head.items()})
                 writer.add(item.png, label=item.label, head=head, identity_id=item.identity_id)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,17 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from applications.preprocessing.pool import WorkFolder
 from dnnlib import UserError
+from dnnlib.files import explain_os_error
 from training.cameras import camera_angles
 from training.dataset import HeadDataset
 from training.dataset_format import encode_png
 from training.dataset_shards import ShardedWriter
-from training.dataset_writer import DatasetWriter
+from training.dataset_writer import DatasetWriter, refuse_to_replace, replace_folder
 from training.head.model import HeadInput, HeadModel, HeadParams
 
 Writer = DatasetWriter | ShardedWriter
 Progress = Callable[[Iterable, int, str], Iterable]  # items, how many, what they are
-_BLOCK = 64  # images in flight: bounds memory
+BLOCK = 64  # images in flight: bounds memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,21 +69,33 @@ def _silent(items: Iterable, total: int, what: str) -> Iterable:
     return items
 
 
-def write(writer: Writer, selections: Sequence[Selection], *, workers: int = 4, progress: Progress = _silent) -> None:
-    """Append the items of all selections in order; `workers` threads read, and flip where an item is mirrored."""
+def write(
+    writer: Writer,
+    selections: Sequence[Selection],
+    *,
+    workers: int = 4,
+    progress: Progress = _silent,
+    kept: WorkFolder | None = None,
+) -> None:
+    """Append the items of all selections in order; `workers` threads read, and flip where an item is mirrored.
+
+    Encoding what was flipped takes nearly all the time, so `kept` holds it for the next run if this one is interrupted.
+    """
     total = sum(len(selection.items) for selection in selections)
     with ThreadPoolExecutor(workers) as pool:
-        for image, item in progress(_items(selections, pool), total, 'images'):
+        for image, item in progress(_items(selections, pool, kept), total, 'images'):
             writer.add(image, **item)
 
 
-def _items(selections: Sequence[Selection], pool: ThreadPoolExecutor) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def _items(
+    selections: Sequence[Selection], pool: ThreadPoolExecutor, kept: WorkFolder | None
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for selection in selections:
         dataset = selection.dataset
-        for start in range(0, len(selection.items), _BLOCK):
-            block = slice(start, start + _BLOCK)
+        for start in range(0, len(selection.items), BLOCK):
+            block = slice(start, start + BLOCK)
             items = selection.items[block]
-            images = pool.map(lambda item, source=dataset: _image(source, item), items.tolist())
+            images = _images(dataset, items.tolist(), pool, kept)
             labels, heads = dataset.label(items), _heads(dataset, items)
             for i, image in enumerate(images):
                 yield (
@@ -91,6 +107,20 @@ def _items(selections: Sequence[Selection], pool: ThreadPoolExecutor) -> Iterato
                         'clip': None if selection.clips is None else tuple(selection.clips[block][i].tolist()),
                     },
                 )
+
+
+def _images(
+    dataset: HeadDataset, items: list[int], pool: ThreadPoolExecutor, kept: WorkFolder | None
+) -> Iterable[bytes]:
+    """The bytes of a block's images; of a block with mirrored ones from `kept`, if it has them."""
+    if kept is None or max(items) < len(dataset.names):
+        return pool.map(functools.partial(_image, dataset), items)
+    key = f'{dataset.content_hash} {items}'
+    found: list[bytes] | None = kept.load(key)
+    if found is None:
+        found = list(pool.map(functools.partial(_image, dataset), items))
+        kept.save(key, found)
+    return found
 
 
 def _heads(dataset: HeadDataset, items: np.ndarray) -> HeadParams | HeadInput | None:
@@ -204,19 +234,30 @@ def split_rows(dataset: HeadDataset, count: int, *, seed: int, by_identity: bool
 
 
 @contextlib.contextmanager
-def open_both(*writers: Callable[[], Writer]) -> Iterator[list[Writer]]:
-    """Several writers; none of their datasets appears unless all were filled."""
-    opened: list[Writer] = []
+def open_pair(first: str, second: str, *, overwrite: bool = False, **options: Any) -> Iterator[list[Writer]]:
+    """Two writers (`options`: as open_writer); neither dataset appears before both are complete."""
+    paths = [Path(first), Path(second)]
+    if paths[0].absolute() == paths[1].absolute():
+        raise UserError(f'{first}: named twice; give the second part another name')
+    for path in paths:
+        refuse_to_replace(path, overwrite=overwrite)
+    parts = [path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}') for path in paths]
+    writers: list[Writer] = []
     try:
-        for make in writers:
-            opened.append(make())
-        yield opened
-        for writer in opened:
+        writers += [open_writer(part, **options) for part in parts]
+        yield writers
+        for writer in writers:
             writer.close()
-    except BaseException:
-        for writer in opened:
+        for part, path in zip(parts, paths, strict=True):
+            try:
+                replace_folder(part, path) if part.is_dir() else os.replace(part, path)
+            except OSError as error:
+                raise explain_os_error(error, path) from error
+    finally:
+        for writer in writers:
             writer.discard()
-        raise
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def open_dataset(

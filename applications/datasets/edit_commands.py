@@ -15,6 +15,7 @@ from dnnlib.cli import Command
 
 if TYPE_CHECKING:
     from applications.datasets.edit import Selection
+    from applications.preprocessing.pool import WorkFolder
     from training.head.model import HeadModel
 
 _OUT = click.option('--out', required=True, help='Dataset to write: a name ending in .zip, or a folder.')
@@ -54,26 +55,36 @@ def _timed(*, out: str, count: int) -> Iterator[None]:
     click.echo(f'{out}: {count} images in {seconds:.1f} s ({count / seconds:.0f} images/s)')
 
 
-def _write(out: str, selections: list[Selection], *, shard_size: int | None, workers: int, overwrite: bool) -> None:
+def _write(
+    out: str,
+    selections: list[Selection],
+    *,
+    shard_size: int | None,
+    workers: int,
+    overwrite: bool,
+    kept: WorkFolder | None = None,
+) -> None:
     from applications.datasets.edit import open_writer, write
 
     with _timed(out=out, count=sum(len(selection.items) for selection in selections)):
         like = selections[0].dataset
         with open_writer(out, like=like, shard_size=shard_size, overwrite=overwrite) as writer:
-            write(writer, selections, workers=workers, progress=_progress)
+            write(writer, selections, workers=workers, progress=_progress, kept=kept)
 
 
 @click.command('mirror', cls=Command)
 @click.argument('path')
 @_writing
+@click.option('--restart', is_flag=True, help='Begin anew instead of continuing an interrupted run.')
 @_HEAD_MODEL
-def mirror(path: str, head_model: str | None, out: str, **options: Any) -> None:
+def mirror(path: str, head_model: str | None, out: str, restart: bool, **options: Any) -> None:
     """Write the images of PATH, then all their mirror images.
 
     Picture, camera, head parameters or mesh and landmarks change sides together. A mirrored image shows the
     same person; a mirrored clip is a clip of its own. train.py --mirror=1 gives the same items without the
     disk space (exactly so for meshes and the embedded head; FLAME's parameters have no exact mirror image).
-    Mirrored pictures are encoded as PNG, the others keep their bytes.
+    Mirrored pictures are encoded as PNG, the others keep their bytes. A run that was interrupted continues when it
+    is started again: encoded pictures wait in OUT-work.
 
     \b
     Example:
@@ -82,9 +93,11 @@ def mirror(path: str, head_model: str | None, out: str, **options: Any) -> None:
     import numpy as np
 
     from applications.datasets.edit import open_dataset, select
+    from applications.datasets.kept import kept_work
 
     dataset = open_dataset(path, head_model=_load_model(head_model), mirror=True)
-    _write(out, [select(dataset, np.arange(len(dataset)))], **options)
+    with kept_work(out, what='encoded pictures', restart=restart, log=click.echo) as kept:
+        _write(out, [select(dataset, np.arange(len(dataset)))], kept=kept, **options)
 
 
 @click.command('rebalance', cls=Command)
@@ -195,7 +208,7 @@ def split(
       python dataset_tool.py split data/all.zip --out-a=data/train.zip --out-b=data/test.zip --fraction=0.9
       python dataset_tool.py split data/ffhq.zip --out-a=a.zip --out-b=b.zip --count=60000 --by-image
     """
-    from applications.datasets.edit import open_both, open_dataset, open_writer, select, split_rows, write
+    from applications.datasets.edit import open_dataset, open_pair, select, split_rows, write
 
     if (fraction is None) == (count is None):
         raise UserError('split: give one of --fraction and --count, the size of the first part')
@@ -203,11 +216,8 @@ def split(
     wanted = count if count is not None else round((fraction or 0) * len(dataset))
     parts = split_rows(dataset, wanted, seed=seed, by_identity=by_identity)
 
-    def opener(out: str) -> Callable:
-        return lambda: open_writer(out, like=dataset, shard_size=shard_size, overwrite=overwrite)
-
     with _timed(out=f'{out_a} ({len(parts[0])}) and {out_b} ({len(parts[1])})', count=len(dataset)):
-        with open_both(opener(out_a), opener(out_b)) as writers:
+        with open_pair(out_a, out_b, like=dataset, shard_size=shard_size, overwrite=overwrite) as writers:
             for writer, rows in zip(writers, parts, strict=True):
                 write(writer, [select(dataset, rows)], workers=workers, progress=_progress)
 

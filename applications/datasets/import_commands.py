@@ -16,6 +16,7 @@ _SHARED = (
     click.option('--workers', type=click.IntRange(min=0), help='Reading processes; 0: none. Default: one a core.'),
     click.option('--overwrite', is_flag=True, help='Replace a dataset at --out.'),
 )
+_RESTART = click.option('--restart', is_flag=True, help='With --fit: begin anew instead of continuing.')
 _FLAME_HELP = "The user's FLAME 2020 file (generic_model.pkl) or its folder."
 
 
@@ -36,10 +37,11 @@ def _target(values: dict[str, Any]) -> Any:
 @click.option('--labels', help='Label file. Default: dataset.json (or the only dataset*.json) beside the images.')
 @click.option('--head-model', help="The user's FLAME file, or makehuman: the model that the meshes belong to.")
 @click.option('--fit', is_flag=True, help='Store head parameters fitted to the meshes (needs --head-model).')
+@_RESTART
 @click.option('--mesh-scale', default=1.0, show_default=True, help='Metres in a unit of the meshes and landmarks.')
 @_shared_options
 def from_release(
-    source: str, labels: str | None, head_model: str | None, fit: bool, mesh_scale: float, **target: Any
+    source: str, labels: str | None, head_model: str | None, fit: bool, restart: bool, mesh_scale: float, **target: Any
 ) -> None:
     """Convert the training data of Next3D's public release.
 
@@ -49,7 +51,8 @@ def from_release(
     when its global rotation is zero. Labels with more than 25 numbers keep the first 25.
 
     Whatever is missing or damaged is listed with its reason in OUT-report/rejects.csv; OUT-report/items.csv
-    says which image became which.
+    says which image became which. With --fit a run that was interrupted continues when it is started again: finished
+    fits wait in OUT-work.
 
     \b
     Examples:
@@ -65,6 +68,7 @@ def from_release(
         head_model=head_model,
         scale=mesh_scale,
         fit=fit,
+        restart=restart,
         log=click.echo,
     )
 
@@ -145,6 +149,7 @@ def from_smirk(
 @click.option('--meshes', help='Heads from OBJ files in this folder.')
 @click.option('--landmarks', help='Texts of 68 landmarks for --meshes. Default: those of the head model.')
 @click.option('--fit', is_flag=True, help='Store head parameters fitted to --meshes.')
+@_RESTART
 @click.option('--mesh-scale', default=1.0, show_default=True, help='Metres in a unit of --meshes.')
 @click.option('--head-model', help="The user's FLAME file, or makehuman.")
 @_shared_options
@@ -157,6 +162,7 @@ def from_eg3d(
     meshes: str | None,
     landmarks: str | None,
     fit: bool,
+    restart: bool,
     mesh_scale: float,
     head_model: str | None,
     **target: Any,
@@ -185,7 +191,9 @@ def from_eg3d(
         head_model=head_model,
         tracker=None if folder is None else Tracker(kind='deca' if deca else 'smirk', folder=folder),
         params=params,
-        meshes=None if meshes is None else Meshes(folder=meshes, landmarks=landmarks, scale=mesh_scale, fit=fit),
+        meshes=None
+        if meshes is None
+        else Meshes(folder=meshes, landmarks=landmarks, scale=mesh_scale, fit=fit, restart=restart),
         log=click.echo,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from applications.datasets.importing import (
     run_import,
     summarize,
 )
+from applications.datasets.kept import kept_work
 from applications.datasets.mesh_import import (
     FLAME_NAME,
     MeshFiles,
@@ -77,6 +79,7 @@ class Meshes:
     landmarks: str | os.PathLike[str] | None = None
     scale: float = 1.0
     fit: bool = False
+    restart: bool = False  # fit anew what an interrupted run has kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,13 +122,14 @@ def import_release(
     head_model: str | None = None,
     scale: float = 1.0,
     fit: bool = False,
+    restart: bool = False,
     log: Log = print,
 ) -> ImportReport:
     """The public release's folders -> a dataset; see dataset_tool.py from-release."""
     layout = find_release(root, labels=labels)
     source = open_source(layout.images)
     jobs, rejected = labelled_jobs(source, layout.labels)
-    meshes = Meshes(folder=layout.meshes, landmarks=layout.landmarks, scale=scale, fit=fit)
+    meshes = Meshes(folder=layout.meshes, landmarks=layout.landmarks, scale=scale, fit=fit, restart=restart)
     return _import_meshes(source, jobs, rejected, meshes=meshes, target=target, head_model=head_model, log=log)
 
 
@@ -234,9 +238,11 @@ def _import_meshes(
         scale=meshes.scale,
     )
     probe_meshes(reader, jobs, model)
-    fitter = MeshFitter(model) if meshes.fit and model is not None else None
-    finisher = MeshFinisher(None if model is None else model.template, fitter=fitter)
-    return _run(source, jobs, rejected, reader=reader, finisher=finisher, model=model, target=target, log=log)
+    run = functools.partial(_run, source, jobs, rejected, reader=reader, model=model, target=target, log=log)
+    if model is None or not meshes.fit:
+        return run(finisher=MeshFinisher(None if model is None else model.template))
+    with kept_work(target.out, what='fits', restart=meshes.restart, log=log) as kept:
+        return run(finisher=MeshFinisher(model.template, fitter=MeshFitter(model), kept=kept))
 
 
 def _run(

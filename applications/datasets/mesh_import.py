@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from applications.datasets.importing import Finished, Job, Loaded
 from applications.datasets.mesh_files import EXTENT, check_frame, read_landmarks, read_vertices, suggest_scale
 from applications.datasets.sources import FileIndex
 from applications.preprocessing.mesh_fit import MeshFitter
+from applications.preprocessing.pool import WorkFolder
 from dnnlib import UserError
-from training.head.model import HeadInput, HeadModel, HeadTemplate
+from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate
 from training.head.obj import check_topology, read_obj
 
 FLAME_VERTICES = 5023
@@ -51,9 +53,11 @@ class MeshFiles:
 class MeshFinisher:
     """Meshes as they are, or (with a fitter) the parameters that make them."""
 
-    def __init__(self, template: HeadTemplate | None, *, fitter: MeshFitter | None = None) -> None:
+    def __init__(
+        self, template: HeadTemplate | None, *, fitter: MeshFitter | None = None, kept: WorkFolder | None = None
+    ) -> None:
         self.columns: tuple[str, ...] = () if fitter is None else ('fit_mean_mm', 'fit_max_mm')
-        self._template, self._fitter = template, fitter
+        self._template, self._fitter, self._kept = template, fitter, kept
         self._rounding = 0.0  # metres, the largest
         self._means: list[float] = []
         self._maxima: list[float] = []
@@ -77,17 +81,28 @@ class MeshFinisher:
         return self._template.landmarks(vertices)
 
     def _fit(self, vertices: Tensor, labels: Sequence[Tensor]) -> list[Finished]:
-        assert self._fitter is not None
-        fit = self._fitter.fit(vertices)
-        error = fit.error.cpu() * 1000
-        self._means += error.mean(dim=1).tolist()
-        self._highs += error.quantile(0.95, dim=1).tolist()
-        self._maxima += error.max(dim=1).values.tolist()
-        params = fit.params.to('cpu')
+        params, means, highs, maxima = self._fitted(vertices)
+        self._means += means
+        self._highs += highs
+        self._maxima += maxima
         return [
-            Finished(label=label, head=params[[row]], row=(f'{error[row].mean():.4f}', f'{error[row].max():.4f}'))
+            Finished(label=label, head=params[[row]], row=(f'{means[row]:.4f}', f'{maxima[row]:.4f}'))
             for row, label in enumerate(labels)
         ]
+
+    def _fitted(self, vertices: Tensor) -> tuple[HeadParams, list[float], list[float], list[float]]:
+        """Parameters, and mean, 95 % and largest error (mm) of each mesh; from an earlier run if it kept them."""
+        assert self._fitter is not None
+        key = f'{self._fitter.model.content_hash} {hashlib.sha256(vertices.numpy().tobytes()).hexdigest()}'
+        found = None if self._kept is None else self._kept.load(key)
+        if found is None:
+            fit = self._fitter.fit(vertices)
+            error = fit.error.cpu() * 1000
+            measured = (error.mean(dim=1), error.quantile(0.95, dim=1), error.max(dim=1).values)
+            found = (fit.params.to('cpu'), *(values.tolist() for values in measured))
+            if self._kept is not None:
+                self._kept.save(key, found)
+        return found
 
     def notes(self) -> list[str]:
         """Rounding or fit error in millimetres."""

@@ -5,7 +5,6 @@ Checked on made-up weights of the same names and shapes; the published files wer
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import os
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from dnnlib import UserError
 from dnnlib.files import sha256_file
 from metrics.estimators import weights
-from metrics.estimators.base import IdentityEmbedder, as_float, check_images
+from metrics.estimators.base import IdentityEmbedder, as_float, check_images, on_device
 from metrics.estimators.crops import FRONTAL_FIVE, Locator, crop_image, five_points, similarity
 from metrics.estimators.resnet import ImprovedResNet
 
@@ -110,9 +109,7 @@ class ArcFace(IdentityEmbedder):
 
     def to(self, device: torch.device | str) -> ArcFace:
         """See IdentityEmbedder.to."""
-        other = copy.copy(self)
-        other.module = copy.deepcopy(self.module).to(device)
-        return other
+        return on_device(self, device)
 
 
 def _read_network(path: Path) -> ImprovedResNet:

@@ -15,9 +15,10 @@ Frames of an estimate, whoever makes it (docs/estimators.md):
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from torch_utils.rotations import axis_angle_matrix, matrix_axis_angle
 
 # An upright head that faces an OpenCV camera: its x (subject's left) is the camera's right, its y up, its z towards it.
 FACING = (1.0, -1.0, -1.0)
+
+
+Moved = TypeVar('Moved')
 
 
 class DrivingParams(Protocol):
@@ -126,6 +130,13 @@ class IdentityEmbedder(ABC):
     @abstractmethod
     def to(self, device: torch.device | str) -> IdentityEmbedder:
         """The same embedder with its weights on `device`."""
+
+
+def on_device(estimator: Moved, device: torch.device | str) -> Moved:
+    """A copy of an estimator, embedder or extractor whose `module` is on `device`; the original keeps its own."""
+    other: Any = copy.copy(estimator)
+    other.module = copy.deepcopy(other.module).to(device)
+    return other
 
 
 def check_images(images: Tensor) -> None:

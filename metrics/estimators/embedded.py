@@ -7,7 +7,6 @@ assets/estimators/synthetic.json, made by tools/evaluate_estimators.py.
 
 from __future__ import annotations
 
-import copy
 import os
 
 import torch
@@ -21,6 +20,7 @@ from metrics.estimators.base import (
     as_float,
     gaze_angles,
     head_rotation,
+    on_device,
     one_by_one,
 )
 from metrics.estimators.embedded_network import (
@@ -93,9 +93,7 @@ class EmbeddedHeadEstimator(HeadEstimator):
 
     def to(self, device: torch.device | str) -> EmbeddedHeadEstimator:
         """See HeadEstimator.to."""
-        other = copy.copy(self)
-        other.module = copy.deepcopy(self.module).to(device)
-        return other
+        return on_device(self, device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> HeadEstimate:
@@ -138,9 +136,7 @@ class EmbeddedIdentity(IdentityEmbedder):
 
     def to(self, device: torch.device | str) -> EmbeddedIdentity:
         """See IdentityEmbedder.to."""
-        other = copy.copy(self)
-        other.module = copy.deepcopy(self.module).to(device)
-        return other
+        return on_device(self, device)
 
 
 class EmbeddedFeatures(FeatureExtractor):
@@ -160,9 +156,7 @@ class EmbeddedFeatures(FeatureExtractor):
 
     def to(self, device: torch.device | str) -> EmbeddedFeatures:
         """See FeatureExtractor.to."""
-        other = copy.copy(self)
-        other.module = copy.deepcopy(self.module).to(device)
-        return other
+        return on_device(self, device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

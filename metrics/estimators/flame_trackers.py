@@ -10,7 +10,6 @@ files were not at hand.
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
@@ -20,7 +19,15 @@ from torch import Tensor, nn
 
 from dnnlib.files import sha256_file
 from metrics.estimators import weights
-from metrics.estimators.base import FACING, DrivingParams, HeadEstimate, HeadEstimator, as_float, head_rotation
+from metrics.estimators.base import (
+    FACING,
+    DrivingParams,
+    HeadEstimate,
+    HeadEstimator,
+    as_float,
+    head_rotation,
+    on_device,
+)
 from metrics.estimators.crops import FRONTAL_BOX, Locator, crop_image, landmark_box, square_crop
 from metrics.estimators.mobilenet import MobileNet
 from metrics.estimators.resnet import ResNet
@@ -144,9 +151,7 @@ class FlameTracker(HeadEstimator):
 
     def to(self, device: torch.device | str) -> FlameTracker:
         """See HeadEstimator.to."""
-        other = copy.copy(self)
-        other.module = copy.deepcopy(self.module).to(device)
-        return other
+        return on_device(self, device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> HeadEstimate:

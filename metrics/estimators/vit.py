@@ -8,7 +8,6 @@ not at hand.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from dnnlib import UserError
 from dnnlib.files import sha256_file
 from metrics.estimators import weights
-from metrics.estimators.base import as_float, one_by_one
+from metrics.estimators.base import as_float, on_device, one_by_one
 from metrics.estimators.weights import State, WeightFile, count_blocks, first_shape, load_state
 from metrics.features import FeatureExtractor, check_batch
 
@@ -180,9 +179,7 @@ class TransformerFeatures(FeatureExtractor):
 
     def to(self, device: torch.device | str) -> TransformerFeatures:
         """See FeatureExtractor.to."""
-        other = copy.copy(self)
-        other.module = copy.deepcopy(self.module).to(device)
-        return other
+        return on_device(self, device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import click
@@ -24,6 +23,7 @@ from metrics.estimators.embedded_parts import (
     upright,
 )
 from tools.estimators.objective import Scales
+from tools.estimators.progress import Progress
 from tools.estimators.variants import Variants, solve_places
 from torch_utils.rng import stream
 from training.head.landmarks import MIRROR
@@ -108,7 +108,7 @@ def fit_expressions(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
-    started, sums = time.process_time(), dict[str, float]()
+    progress = Progress('expression', steps=steps, every=REPORT_EVERY)
     for step in range(steps):
         rng = stream('estimators', seed, 'expressions', step)
         rows = torch.randint(count, (BATCH,), generator=rng)
@@ -122,12 +122,7 @@ def fit_expressions(
         torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
         optimizer.step()
         schedule.step()
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(loss.detach()) / REPORT_EVERY
-        if (step + 1) % REPORT_EVERY == 0:
-            terms = '  '.join(f'{name} {value:.3f}' for name, value in sums.items())
-            click.echo(f'expression step {step + 1}/{steps}  {time.process_time() - started:.0f} CPU s  {terms}')
-            sums.clear()
+        if progress.add(step, losses):
             save(network)
     network.expression.requires_grad_(False)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from metrics.estimators.base import as_float
 from metrics.estimators.embedded_network import HEAD_SIZES, EmbeddedNetwork
 from metrics.estimators.embedded_parts import EyeNetwork, eye_patches
+from tools.estimators.progress import Progress
 from tools.estimators.variants import BATCH, Variants, solve_places
 from torch_utils.rng import stream
 
@@ -38,7 +39,7 @@ def fit_gaze(network: EmbeddedNetwork, seen: Variants, *, steps: int, seed: int)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
-    total = 0.0
+    progress = Progress('gaze', steps=steps, every=REPORT_EVERY)
     for step in range(steps):
         rows = torch.randint(len(patches), (BATCH,), generator=stream('estimators', seed, 'eyes', step))
         error = F.smooth_l1_loss(
@@ -49,8 +50,5 @@ def fit_gaze(network: EmbeddedNetwork, seen: Variants, *, steps: int, seed: int)
         loss.backward()
         optimizer.step()
         schedule.step()
-        total += float(loss.detach()) / REPORT_EVERY
-        if (step + 1) % REPORT_EVERY == 0:
-            click.echo(f'gaze step {step + 1}/{steps}  {total:.3f}')
-            total = 0.0
+        progress.add(step, {'loss': loss})
     network.gaze.requires_grad_(False)
