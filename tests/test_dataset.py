@@ -137,6 +137,7 @@ def test_a_batch_of_images_is_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_bytes: int, threads: int
 ) -> None:
     monkeypatch.setattr('torch_utils.workers.usable_cores', lambda: 64)
+    monkeypatch.setattr('training.dataset._THREADED_SIDE', 1)
     dataset = opened(make_dataset(tmp_path / 'a.zip'), mirror=True, cache_bytes=cache_bytes, decode_threads=threads)
     alone = np.stack([dataset.decode(i) for i in range(12)])
     for items in ([4], [3, 9, 3], [11, 5, 0, 1, 5, 7, 2], list(range(12)), []):

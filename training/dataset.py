@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from training.head.model import PARAM_FIELDS, HeadInput, HeadModel, HeadParams
 from training.mirroring import mirror_mesh, mirror_vertex_map
 
 Indices = Sequence[int] | np.ndarray | Tensor
+_THREADED_SIDE = 128  # smaller images are decoded by one thread: Python's share of the work, the larger, has one anyway
 _MESH_BATCH = 64  # heads evaluated at once: their temporaries stay in the cache
 
 
@@ -120,7 +122,7 @@ class HeadDataset:
 
     def _reset_caches(self) -> None:
         self._models: dict[torch.device, HeadModel] = {}
-        self._cache: Tensor | None = None
+        self._cache: np.ndarray | None = None
         self._cached = np.zeros(len(self._names), dtype=bool)
 
     # What it holds.
@@ -209,33 +211,34 @@ class HeadDataset:
         return pixels[:, :, ::-1] if mirrored[0] else pixels
 
     def images(self, indices: Indices) -> Tensor:
-        """Images uint8 [N, 3, R, R], decoded by several threads. UserError names one that is damaged."""
+        """Images uint8 [N, 3, R, R], large ones decoded by several threads. UserError names one that is damaged.
+
+        NumPy alone: torch would start its threads anew in each thread that calls this (`batch`).
+        """
         rows, mirrored = self._split(indices)
         unique, places = np.unique(rows, return_inverse=True)
         missing = unique[~self._cached[unique]] if self._use_cache else unique
         fresh = self._decode_all(missing)
         if self._use_cache:
             if self._cache is None:
-                self._cache = torch.empty(len(self._names), *fresh.shape[1:], dtype=torch.uint8)
-            self._cache[torch.from_numpy(missing)] = fresh
+                self._cache = np.empty((len(self._names), *fresh.shape[1:]), dtype=np.uint8)
+            self._cache[missing] = fresh
             self._cached[missing] = True
-            images = self._cache[torch.from_numpy(rows)]
+            images = self._cache[rows]
         else:
-            images = fresh[torch.from_numpy(places.reshape(-1))]
-        flipped = torch.from_numpy(mirrored)
-        images[flipped] = images[flipped].flip(3)
-        return images
+            images = fresh[places.reshape(-1)]
+        images[mirrored] = images[mirrored, ..., ::-1]
+        return torch.from_numpy(images)
 
-    def _decode_all(self, rows: np.ndarray) -> Tensor:
+    def _decode_all(self, rows: np.ndarray) -> np.ndarray:
         """Images uint8 [len(rows), 3, R, R]."""
-        images = torch.empty(len(rows), 3, self.resolution, self.resolution, dtype=torch.uint8)
-        target = images.numpy()
+        images = np.empty((len(rows), 3, self.resolution, self.resolution), dtype=np.uint8)
 
         def decode(places: range) -> None:
             for place in places:
-                target[place] = self._decode(int(rows[place]))
+                images[place] = self._decode(int(rows[place]))
 
-        in_runs(decode, len(rows), threads=self._decode_threads)
+        in_runs(decode, len(rows), threads=1 if self.resolution < _THREADED_SIDE else self._decode_threads)
         return images
 
     def readable(self, indices: Indices) -> tuple[list[int], Tensor, list[int]]:
@@ -321,14 +324,17 @@ class HeadDataset:
             return None
 
     def batch(self, indices: Indices, *, device: torch.device | str = 'cpu') -> Batch:
-        """Everything about N items, on `device`."""
-        return Batch(
-            indices=torch.from_numpy(np.array(indices, dtype=np.int64).reshape(-1)),
-            image=self.images(indices).to(device),
-            label=self.label(indices).to(device),
-            head=None if self._heads is None else self.head_input(indices, device=device),
-            params=None if (params := self.head_params(indices)) is None else params.to(device),
-        )
+        """Everything about N items, on `device`; images are decoded while the heads are posed."""
+        with ThreadPoolExecutor(1) as pool:
+            image = pool.submit(self.images, indices)
+            params = self.head_params(indices)
+            return Batch(
+                indices=torch.from_numpy(np.array(indices, dtype=np.int64).reshape(-1)),
+                label=self.label(indices).to(device),
+                head=None if self._heads is None else self.head_input(indices, device=device),
+                params=None if params is None else params.to(device),
+                image=image.result().to(device),
+            )
 
 
 def _rows(array: np.ndarray, rows: np.ndarray) -> Tensor:

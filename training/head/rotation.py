@@ -8,6 +8,8 @@ from torch import Tensor
 from torch_utils.rotations import axis_angle_matrix as axis_angle_matrix
 from training.head.model import HeadParams
 
+_TOGETHER = 32  # heads that are skinned at once: their affine maps, twelve numbers a vertex, stay in the cache
+
 
 def skin(vertices: Tensor, weights: Tensor, joints: Tensor, rotations: Tensor, parents: tuple[int, ...]) -> Tensor:
     """Linear blend skinning.
@@ -25,6 +27,9 @@ def skin_planes(planes: Tensor, weights: Tensor, joints: Tensor, rotations: Tens
 
     planes [3, N, V] and weights [J, V]; returns [3, N, V].
     """
+    if len(joints) > _TOGETHER:
+        parts = zip(*(x.split(_TOGETHER, dim) for x, dim in ((planes, 1), (joints, 0), (rotations, 0))), strict=True)
+        return torch.cat([skin_planes(part, weights, j, r, parents) for part, j, r in parts], dim=1)
     turned: list[Tensor] = []  # rotation of joint j in the model's frame
     moved: list[Tensor] = []  # where joint j goes
     for j, parent in enumerate(parents):
