@@ -25,6 +25,7 @@ from tests.cases_dataset import (
     random_params,
     user_error,
 )
+from torch_utils.workers import in_runs
 from training import cameras
 from training.dataset import HeadDataset
 from training.dataset_format import HEAD_FILE
@@ -128,6 +129,28 @@ def test_returned_images_are_copies(tmp_path: Path) -> None:
 
 def _image_sum(args: tuple[HeadDataset, int]) -> int:
     return int(args[0].image(args[1]).sum())
+
+
+@pytest.mark.parametrize('cache_bytes', [0, 1 << 20])
+@pytest.mark.parametrize('threads', [1, 3, 64])
+def test_a_batch_of_images_is_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_bytes: int, threads: int
+) -> None:
+    monkeypatch.setattr('torch_utils.workers.usable_cores', lambda: 64)
+    dataset = opened(make_dataset(tmp_path / 'a.zip'), mirror=True, cache_bytes=cache_bytes, decode_threads=threads)
+    alone = np.stack([dataset.decode(i) for i in range(12)])
+    for items in ([4], [3, 9, 3], [11, 5, 0, 1, 5, 7, 2], list(range(12)), []):
+        assert np.array_equal(dataset.images(items).numpy(), alone[items]), items
+
+
+@pytest.mark.parametrize('threads', [0, 1, 2, 5, 100])
+def test_runs_cover_everything_once(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr('torch_utils.workers.usable_cores', lambda: 8)
+    for count in (0, 1, 2, 7):
+        runs: list[range] = []
+        in_runs(runs.append, count, threads=threads)
+        assert sorted(i for run in runs for i in run) == list(range(count))
+        assert len(runs) <= 4 * max(threads, 1)
 
 
 @pytest.mark.parametrize('heads', ['params', 'mesh'])

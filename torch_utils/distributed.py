@@ -29,6 +29,7 @@ from dnnlib.errors import UserError
 from torch_utils import watch
 from torch_utils.progress import LostConnectionError, Progress
 from torch_utils.watch import TIMEOUT_SECONDS, Watch
+from torch_utils.workers import usable_cores
 
 GROUP_TIMEOUT = datetime.timedelta(days=7)  # the watch decides how long is too long
 JOIN_SECONDS = 600.0  # for all ranks to find each other
@@ -288,11 +289,7 @@ def keep_freed_memory() -> None:
 def limit_threads(ranks: int) -> None:
     """Share this machine's cores among `ranks` processes, unless OMP_NUM_THREADS says otherwise."""
     if 'OMP_NUM_THREADS' not in os.environ:
-        try:
-            cores = len(os.sched_getaffinity(0))
-        except AttributeError:  # not on macOS
-            cores = os.cpu_count() or 1
-        torch.set_num_threads(max(cores // ranks, 1))
+        torch.set_num_threads(max(usable_cores() // ranks, 1))
 
 
 def describe(communicator: Communicator) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor
 
 from dnnlib import UserError
+from torch_utils.workers import in_runs
 from training import cameras
-from training.dataset_format import HEAD_FILE, HeadTable, decode_image, read_heads
+from training.dataset_format import HEAD_FILE, HeadTable, decode_image, match_head_model, read_heads
 from training.dataset_labels import read_labels, stored_labels
 from training.dataset_source import open_source
 from training.head.model import PARAM_FIELDS, HeadInput, HeadModel, HeadParams
@@ -205,42 +205,51 @@ class HeadDataset:
     def decode(self, index: int) -> np.ndarray:
         """One image uint8 [3, R, R], read past the cache and in this thread."""
         rows, mirrored = self._split([index])
-        pixels = self._decode(int(rows[0])).numpy()
+        pixels = self._decode(int(rows[0]))
         return pixels[:, :, ::-1] if mirrored[0] else pixels
 
     def images(self, indices: Indices) -> Tensor:
         """Images uint8 [N, 3, R, R], decoded by several threads. UserError names one that is damaged."""
         rows, mirrored = self._split(indices)
-        if self._use_cache and self._cache is None:
-            self._cache = torch.empty(len(self._names), 3, self.resolution, self.resolution, dtype=torch.uint8)
-        missing = [row for row in np.unique(rows).tolist() if not self._cached[row]]
-        if len(missing) > 1:
-            with ThreadPoolExecutor(min(self._decode_threads, len(missing))) as pool:
-                fresh = dict(zip(missing, pool.map(self._decode, missing), strict=True))
-        else:
-            fresh = {row: self._decode(row) for row in missing}
-        if self._cache is not None:
-            for row, image in fresh.items():
-                self._cache[row] = image
-                self._cached[row] = True
+        unique, places = np.unique(rows, return_inverse=True)
+        missing = unique[~self._cached[unique]] if self._use_cache else unique
+        fresh = self._decode_all(missing)
+        if self._use_cache:
+            if self._cache is None:
+                self._cache = torch.empty(len(self._names), *fresh.shape[1:], dtype=torch.uint8)
+            self._cache[torch.from_numpy(missing)] = fresh
+            self._cached[missing] = True
             images = self._cache[torch.from_numpy(rows)]
         else:
-            images = torch.stack([fresh[row] for row in rows.tolist()]) if len(rows) else torch.empty(0, 3, 0, 0).byte()
+            images = fresh[torch.from_numpy(places.reshape(-1))]
         flipped = torch.from_numpy(mirrored)
         images[flipped] = images[flipped].flip(3)
+        return images
+
+    def _decode_all(self, rows: np.ndarray) -> Tensor:
+        """Images uint8 [len(rows), 3, R, R]."""
+        images = torch.empty(len(rows), 3, self.resolution, self.resolution, dtype=torch.uint8)
+        target = images.numpy()
+
+        def decode(places: range) -> None:
+            for place in places:
+                target[place] = self._decode(int(rows[place]))
+
+        in_runs(decode, len(rows), threads=self._decode_threads)
         return images
 
     def readable(self, indices: Indices) -> tuple[list[int], Tensor, list[int]]:
         """(items, their images, rows replaced): what was asked for or an error; see training/bad_images.py."""
         return np.asarray(indices).tolist(), self.images(indices), []
 
-    def _decode(self, row: int) -> Tensor:
+    def _decode(self, row: int) -> np.ndarray:
+        """One of the M images, uint8 [3, R, R]."""
         name = self._names[row]
         pixels = decode_image(self._source.read(name), name=f'{self.path}: {name}')
         if pixels.shape[:2] != (self.resolution, self.resolution):
             size = f'{pixels.shape[1]} x {pixels.shape[0]}'
             raise UserError(f'{self.path}: {name} is {size} pixels, the first image {self.resolution}; make them equal')
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return pixels.transpose(2, 0, 1)
 
     def label(self, indices: Indices) -> Tensor:
         """Camera labels [N, 25]."""
@@ -320,27 +329,6 @@ class HeadDataset:
             head=None if self._heads is None else self.head_input(indices, device=device),
             params=None if (params := self.head_params(indices)) is None else params.to(device),
         )
-
-
-def match_head_model(heads: HeadTable, model: HeadModel | None, *, path: str | os.PathLike[str]) -> HeadModel:
-    """`model`, or the one that the head table names; UserError if its data or widths are not the table's."""
-    if model is None:
-        from training.head import load_head_model
-
-        model = load_head_model(heads.head_model)
-    if heads.head_model_hash and model.content_hash != heads.head_model_hash:
-        raise UserError(
-            f'{path}: made for head model {heads.head_model} ({heads.head_model_hash[:8]}), but the one here is'
-            f' {model.name} ({model.content_hash[:8]}); use that model or make the dataset again'
-        )
-    widths = {'identity': model.num_identity, 'expression': model.num_expression}
-    for name, width in ({'vertices': model.template.num_vertices} if heads.kind == 'mesh' else widths).items():
-        if heads.arrays[name].shape[1] != width:
-            got = heads.arrays[name].shape[1]
-            raise UserError(
-                f'{path}: {name} holds {got} per image, head model {model.name} has {width}; use its own model'
-            )
-    return model
 
 
 def _rows(array: np.ndarray, rows: np.ndarray) -> Tensor:

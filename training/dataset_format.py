@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import struct
 import warnings
 import zipfile
@@ -28,7 +29,7 @@ from PIL import Image
 
 from dnnlib import UserError
 from training.dataset_source import Source, open_arrays
-from training.head.model import FIXED_WIDTHS, NUM_LANDMARKS, PARAM_FIELDS
+from training.head.model import FIXED_WIDTHS, NUM_LANDMARKS, PARAM_FIELDS, HeadModel
 
 HEAD_FILE = 'head.npz'
 MESH_FIELDS = ('vertices', 'landmarks')
@@ -176,6 +177,27 @@ class StackedRows:
             here = part == number
             out[here] = self._arrays[number][chosen[here] - self._starts[number]]
         return out
+
+
+def match_head_model(heads: HeadTable, model: HeadModel | None, *, path: str | os.PathLike[str]) -> HeadModel:
+    """`model`, or the one that the head table names; UserError if its data or widths are not the table's."""
+    if model is None:
+        from training.head import load_head_model
+
+        model = load_head_model(heads.head_model)
+    if heads.head_model_hash and model.content_hash != heads.head_model_hash:
+        raise UserError(
+            f'{path}: made for head model {heads.head_model} ({heads.head_model_hash[:8]}), but the one here is'
+            f' {model.name} ({model.content_hash[:8]}); use that model or make the dataset again'
+        )
+    widths = {'identity': model.num_identity, 'expression': model.num_expression}
+    for name, width in ({'vertices': model.template.num_vertices} if heads.kind == 'mesh' else widths).items():
+        if heads.arrays[name].shape[1] != width:
+            got = heads.arrays[name].shape[1]
+            raise UserError(
+                f'{path}: {name} holds {got} per image, head model {model.name} has {width}; use its own model'
+            )
+    return model
 
 
 def _stack_heads(source: Source) -> HeadTable | None:

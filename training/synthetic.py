@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dnnlib import UserError
 from torch_utils.ops import library
-from torch_utils.workers import start_worker
+from torch_utils.workers import start_worker, usable_cores
 from training import synthetic_params as params
 from training.dataset_format import encode_png
 from training.dataset_writer import DatasetWriter
@@ -161,8 +161,7 @@ def generate(
 
     Raises UserError for options out of range, a taken or unwritable path, a full disk, a lost worker.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    workers = min(cores, -(-num // CHUNK)) if workers is None else workers
+    workers = min(usable_cores(), -(-num // CHUNK)) if workers is None else workers
     check_options(num=num, resolution=resolution, workers=workers)
     model = load_head_model(HEAD_MODEL)
     writer = DatasetWriter(

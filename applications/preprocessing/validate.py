@@ -20,8 +20,7 @@ import torch
 from applications.overlay import neutral_heads, overlay_sheet, project_head
 from dnnlib import UserError
 from training.cameras import FOCAL, LABEL_DIM, unpack_label
-from training.dataset import match_head_model
-from training.dataset_format import HeadTable, decode_image, image_mode, read_heads
+from training.dataset_format import HeadTable, decode_image, image_mode, match_head_model, read_heads
 from training.dataset_labels import LabelTable, read_labels, stored_labels
 from training.dataset_source import Source, open_source
 from training.head import load_head_model

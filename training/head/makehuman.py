@@ -16,7 +16,7 @@ from torch import Tensor
 from dnnlib import UserError
 from dnnlib.files import sha256_file
 from training.head.model import HeadInput, HeadModel, HeadParams, HeadTemplate, move_tensors
-from training.head.rotation import axis_angle_matrix, mirror_pose, skin
+from training.head.rotation import axis_angle_matrix, mirror_pose, skin_planes
 
 DEFAULT_PATH = Path(__file__).resolve().parents[2] / 'assets/makehuman_head.npz'
 PART_NAMES = ('teeth_upper', 'teeth_lower', 'tongue')
@@ -115,17 +115,19 @@ class MakeHumanHead(HeadModel):
         self._expression_parity = torch.from_numpy(arrays['expression_parity'].astype(np.float32))
         mixed = torch.tensordot(transform.double(), self._targets.double(), dims=1).float()
         expression = complete(mixed[:, half], self._expression_parity).reshape(len(mixed), -1)
-        self._basis = torch.cat([identity, expression])  # [num_identity + num_expression, 3 rows]
+        basis = torch.cat([identity, expression])
+        self._basis = basis.reshape(len(basis), -1, 3).permute(2, 0, 1).contiguous()  # [3, identity + expression, rows]
+        self._mean_planes = self._mean.T[:, None].contiguous()  # [3, 1, rows]
         # transform = std * orthogonal, so the inverse is its transpose over std^2.
         self._to_coefficients = transform.T / transform.square().sum(dim=1)
-        self._weights = torch.from_numpy(arrays['weights'])
+        self._weights = torch.from_numpy(arrays['weights']).T.contiguous()  # [joints, rows]
         self._lids = self._find_lids(arrays, mirror)
         self._mirror_rows = mirror
         self.num_identity, self.num_expression = len(shapes), len(mixed)
 
     def _find_lids(self, arrays: dict[str, np.ndarray], mirror: Tensor) -> tuple[Lid, ...]:
         """Per eye: rows of the lids, how near (in eyeball radii) each may come to the eyeball's centre, its pole."""
-        num_skin = int((self._weights[: int(arrays['num_vertices']), 3:].sum(dim=1) == 0).sum())
+        num_skin = int((self._weights[3:, : int(arrays['num_vertices'])].sum(dim=0) == 0).sum())
         left_pole = int(arrays['gaze_vertices'][0, 0])
         centre = self._mean[-2]
         radius = (self._mean[left_pole] - centre).norm()
@@ -183,33 +185,31 @@ class MakeHumanHead(HeadModel):
 
     def _posed_rows(self, params: HeadParams, rows: slice | Tensor, *, lids: tuple[Lid, ...] = ()) -> Tensor:
         self._check(params)
-        count = len(params)
-        columns: slice | Tensor
-        if isinstance(rows, Tensor):
-            columns = (3 * rows[:, None] + torch.arange(3, device=rows.device)).reshape(-1)
-        else:
-            columns = slice(3 * rows.start, 3 * rows.stop)
-        coefficients = torch.cat([params.identity, params.expression], dim=1)
-        vertices = torch.addmm(self._mean.view(-1)[columns], coefficients, self._basis[:, columns])
-        vertices = vertices.reshape(count, -1, 3)
-        joints = self._mean[-5:] + (params.identity @ self._basis[: self.num_identity, -15:]).reshape(count, 5, 3)
+        coefficients = torch.cat([params.identity, params.expression], dim=1).expand(3, -1, -1)
+        planes = torch.baddbmm(self._mean_planes[..., rows], coefficients, self._basis[..., rows])
+        joints = torch.baddbmm(
+            self._mean_planes[..., -5:], params.identity.expand(3, -1, -1), self._basis[:, : self.num_identity, -5:]
+        ).permute(1, 2, 0)
         vectors = torch.stack([params.rotation, params.neck, params.jaw, params.eyes[:, :3], params.eyes[:, 3:]], dim=1)
-        vertices = self._keep_lids_outside(vertices, joints, lids=lids)
-        posed = skin(vertices, self._weights[rows], joints, axis_angle_matrix(vectors), PARENTS)
-        return posed + params.translation[:, None]
+        planes = self._keep_lids_outside(planes, joints, lids=lids)
+        posed = skin_planes(planes, self._weights[:, rows], joints, axis_angle_matrix(vectors), PARENTS)
+        return (posed + params.translation.T[..., None]).permute(1, 2, 0).contiguous()
 
-    def _keep_lids_outside(self, vertices: Tensor, joints: Tensor, *, lids: tuple[Lid, ...]) -> Tensor:
-        """Push lid vertices out of the eyeballs: half-closed lids would cut the corner between open and shut."""
+    def _keep_lids_outside(self, planes: Tensor, joints: Tensor, *, lids: tuple[Lid, ...]) -> Tensor:
+        """Push lid vertices out of the eyeballs: half-closed lids would cut the corner between open and shut.
+
+        planes [3, N, rows] and joints [N, 5, 3], unposed.
+        """
         pushed = []
         for eye, (rows, floor, pole) in enumerate(lids):
-            centre = joints[:, 3 + eye, None]
-            radius = (vertices[:, pole, None] - centre).norm(dim=2)
-            offset = vertices[:, rows] - centre
-            push = (floor * radius / offset.norm(dim=2)).clamp(min=1.0)
-            pushed.append(centre + offset * push[..., None])
+            centre = joints[:, 3 + eye].T[..., None]
+            radius = (planes[..., pole, None] - centre).square().sum(dim=0).sqrt()
+            offset = planes.index_select(2, rows) - centre
+            push = (floor * radius / offset.square().sum(dim=0).sqrt()).clamp(min=1.0)
+            pushed.append(torch.addcmul(centre, offset, push))
         if not pushed:
-            return vertices
-        return vertices.index_copy(1, torch.cat([rows for rows, _, _ in lids]), torch.cat(pushed, dim=1))
+            return planes
+        return planes.index_copy(2, torch.cat([rows for rows, _, _ in lids]), torch.cat(pushed, dim=2))
 
     def forward(self, params: HeadParams) -> HeadInput:
         """See HeadModel.forward."""

@@ -156,9 +156,9 @@ class HeadTemplate:
                 'landmarks: this topology does not say where they are; give the 68 points beside the mesh '
                 "(--obj_path with --lms_path), or the user's FLAME file (--head-model)"
             )
-        corners = vertices[:, self.faces.to(vertices.device)[self.landmark_faces.to(vertices.device)]]
+        corners = self.faces[self.landmark_faces].to(vertices.device)  # [68, 3]
         weights = self.landmark_barycentrics.to(vertices)
-        return (corners * weights[None, :, :, None]).sum(dim=2)
+        return (vertices.index_select(1, corners.reshape(-1)).unflatten(1, corners.shape) * weights[..., None]).sum(2)
 
 
 class HeadModel(ABC):

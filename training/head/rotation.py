@@ -16,6 +16,15 @@ def skin(vertices: Tensor, weights: Tensor, joints: Tensor, rotations: Tensor, p
     [N, J, 3, 3], each relative to its parent; parents of the joints in order, -1 for the root, parents first.
     Returns the posed vertices [N, V, 3].
     """
+    planes = vertices.permute(2, 0, 1).contiguous()
+    return skin_planes(planes, weights.T.contiguous(), joints, rotations, parents).permute(1, 2, 0).contiguous()
+
+
+def skin_planes(planes: Tensor, weights: Tensor, joints: Tensor, rotations: Tensor, parents: tuple[int, ...]) -> Tensor:
+    """`skin` with coordinates as planes, so that all arithmetic runs along the vertices.
+
+    planes [3, N, V] and weights [J, V]; returns [3, N, V].
+    """
     turned: list[Tensor] = []  # rotation of joint j in the model's frame
     moved: list[Tensor] = []  # where joint j goes
     for j, parent in enumerate(parents):
@@ -28,13 +37,11 @@ def skin(vertices: Tensor, weights: Tensor, joints: Tensor, rotations: Tensor, p
             moved.append(moved[parent] + (turned[parent] @ offset[:, :, None])[:, :, 0])
     matrix = torch.stack(turned, dim=1)
     shift = torch.stack(moved, dim=1) - (matrix @ joints[..., None])[..., 0]
-    # An affine map for each vertex, by one product; coordinates as planes, so that all sums run along the vertices.
-    maps = torch.cat([matrix.transpose(2, 3).flatten(2), shift], dim=2).transpose(1, 2)  # [N, 12, J]
-    count = len(maps)
-    first, second, third, place = (maps.reshape(12 * count, -1) @ weights.T).reshape(count, 4, 3, -1).unbind(dim=1)
-    x, y, z = vertices.transpose(1, 2).contiguous().split(1, dim=1)
-    planes = torch.addcmul(torch.addcmul(torch.addcmul(place, first, x), second, y), third, z)
-    return planes.transpose(1, 2).contiguous()
+    # An affine map for each vertex, by one product: [4 of (x, y, z, 1), 3 to, N, V].
+    maps = torch.cat([matrix.transpose(2, 3), shift[:, :, None]], dim=2).permute(2, 3, 0, 1)
+    first, second, third, place = (maps.reshape(-1, len(parents)) @ weights).unflatten(0, maps.shape[:3])
+    x, y, z = planes
+    return torch.addcmul(torch.addcmul(torch.addcmul(place, first, x), second, y), third, z)
 
 
 def mirror_rotation(vectors: Tensor) -> Tensor:
