@@ -16,7 +16,7 @@ from torch import Tensor
 from applications.heads import read_numbers, read_params, row
 from applications.inversion_losses import View, head_weight
 from applications.preprocessing.align import extract, load_photo
-from applications.preprocessing.calibration import landmark_offsets
+from applications.preprocessing.calibration import load_calibration
 from applications.preprocessing.crops import PhotoLimits, eye_distance, fit_and_crop, inner_error
 from applications.preprocessing.detect import Face, FaceDetector
 from applications.preprocessing.photos import PHOTO_TYPES, find_photos
@@ -59,11 +59,11 @@ def photo_pictures(
     """
     photos = {path: _read(path) for path in _files(sources)}
     faces = [choose_face(path, detector.detect(photo), face) for path, photo in photos.items()]
-    offsets = landmark_offsets(detector.name, model.name)
-    crops, fit = fit_and_crop(model, faces, offsets=offsets, framing=framing)
+    calibration = load_calibration(detector.name, model)
+    crops, fit = fit_and_crop(model, faces, calibration=calibration, framing=framing)
     if len(faces) > 1:  # one person: the mean of what each picture says of the shape, then all again with it
         shared = fit.params.identity.mean(dim=0, keepdim=True).expand(len(faces), -1)
-        crops, fit = fit_and_crop(model, faces, offsets=offsets, framing=framing, identity=shared, crops=crops)
+        crops, fit = fit_and_crop(model, faces, calibration=calibration, framing=framing, identity=shared, crops=crops)
     pictures = []
     for index, (path, photo) in enumerate(photos.items()):
         label, params = fit.label[[index]].cpu(), fit.params[[index]].to('cpu')

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from applications.heads import check_widths
-from applications.preprocessing.calibration import landmark_offsets
+from applications.preprocessing.calibration import load_calibration
 from applications.preprocessing.clip import FrameChoice, read_frames, video_facts
 from applications.preprocessing.crops import PhotoLimits
 from applications.preprocessing.detect import FaceDetector
@@ -101,7 +101,7 @@ def track_video(
         source,
         work,
         model=head,
-        offsets=landmark_offsets(name.partition(' ')[0], head.name),
+        calibration=load_calibration(name.partition(' ')[0], head),
         options=VideoOptions(frames=FrameChoice(max_frames=options.max_frames), limits=_LIMITS, framing='pivot'),
         workers=check_workers(options.workers),
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from applications.preprocessing.align import Crop, crop_from_landmarks, extract, recrop
-from applications.preprocessing.calibration import NUM_POINTS, POINT_MIRROR, estimate_offsets, landmark_offsets
+from applications.preprocessing.calibration import NUM_POINTS, POINT_MIRROR, estimate_offsets, load_calibration
 from applications.preprocessing.fit import CONTOUR, fit_heads, project_head
 from applications.preprocessing.photos import fit_and_crop
 from applications.preprocessing.solver import levenberg_marquardt
@@ -173,15 +173,14 @@ def test_points_mirror_in_pairs(model: HeadModel) -> None:
     assert torch.allclose(points[list(POINT_MIRROR)] * torch.tensor([-1.0, 1.0, 1.0]), points, atol=2e-4)
 
 
-def test_stored_offsets_are_whole_and_symmetric() -> None:
-    offsets = landmark_offsets('mediapipe', 'makehuman')
-    assert offsets is not None
-    assert list(offsets.shape) == [NUM_POINTS, 3]
-    assert offsets.norm(dim=1).max() < 0.02
-    flipped = offsets[list(POINT_MIRROR)] * torch.tensor([-1.0, 1.0, 1.0])
-    assert torch.allclose(flipped, offsets, atol=2e-5)
-    assert landmark_offsets('mediapipe', 'another head') is None
-    assert landmark_offsets('another detector', 'makehuman') is None
+def test_stored_offsets_are_whole_and_symmetric(model: HeadModel) -> None:
+    known = load_calibration('mediapipe', model)
+    assert known is not None
+    assert list(known.offsets.shape) == [NUM_POINTS, 3]
+    assert known.offsets.norm(dim=1).max() < 0.02
+    flipped = known.offsets[list(POINT_MIRROR)] * torch.tensor([-1.0, 1.0, 1.0])
+    assert torch.allclose(flipped, known.offsets, atol=2e-5)
+    assert load_calibration('another detector', model) is None
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,13 @@ def test_smoothing_halves_the_jitter_and_keeps_the_blinks(model: HeadModel) -> N
     params, label = driven(model, count)
     faces = noisy_faces(model, params, label, pixels=1.0)
     clip = sequence.Clip(person=0, rows=tuple(range(count)), faces=tuple(faces))
-    identity = sequence.fit_identity(model, sequence.identity_faces([clip]), offsets=None, framing='pivot')
+    identity = sequence.fit_identity(model, sequence.identity_faces([clip]), calibration=None, framing='pivot')
     blocks = [faces[s : s + sequence.BLOCK] for s in range(0, count, sequence.BLOCK)]
     raw = sequence.Fitted.join(
-        [sequence.fit_block(model, block, identity, offsets=None, framing='pivot') for block in blocks]
+        [sequence.fit_block(model, block, identity, calibration=None, framing='pivot') for block in blocks]
     )
     unsmoothed, smoothed = (
-        sequence.smooth_run(model, faces, raw, strength=strength, framing='pivot', offsets=None)
+        sequence.smooth_run(model, faces, raw, strength=strength, framing='pivot', calibration=None)
         for strength in (0.0, 1.0)
     )
     assert torch.equal(smoothed.params.identity, raw.params.identity)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from applications.preprocessing.calibration import landmark_offsets
+from applications.preprocessing.calibration import Embedding, load_calibration
 from applications.preprocessing.detect import MediaPipeDetector
-from applications.preprocessing.fit import Fit, fit_heads, project_head
+from applications.preprocessing.fit import SHARES_A_METRE, Fit, FitConfig, fit_heads, project_head, project_points
 from applications.preprocessing.neck import rotation_vector
 from dnnlib.cli import Command
 from training import cameras
@@ -57,15 +57,26 @@ def main(num: int, seed: int, noise: float, detect: bool, landmarker: str | None
     def shaken(points: Tensor) -> Tensor:
         return points + noise / RESOLUTION * torch.randn(points.shape, generator=rng)
 
+    known = load_calibration('mediapipe', model)
+    assert known is not None
+    assert known.embedding is not None
     describe('exact landmarks', _fit(model, landmarks, iris), model=model, params=params, label=label)
     title = f'landmarks with {noise:g} px of noise'
-    describe(title, _fit(model, shaken(landmarks), shaken(iris)), model=model, params=params, label=label)
+    landmarks, iris = shaken(landmarks), shaken(iris)
+    describe(title, _fit(model, landmarks, iris), model=model, params=params, label=label)
+    exact = known.embedding.exact(sigma=FitConfig().landmark_sigma / SHARES_A_METRE)
+    with torch.no_grad():
+        points = shaken(project_points(model, params, label, embedding=exact))
+    fit = _fit(model, landmarks, iris, points=points, embedding=exact)
+    describe(f'{len(exact)} points with {noise:g} px of noise', fit, model=model, params=params, label=label)
     if detect:
-        found, seen, seen_iris = _detect(seed, list(indices), landmarker=landmarker)
-        offsets = landmark_offsets('mediapipe', model.name)
-        fit = _fit(model, seen, seen_iris, offsets=offsets)
-        title = f'detected landmarks ({len(found)} of {num} found)'
-        describe(title, fit, model=model, params=params[found], label=label[found])
+        chosen = known.embedding.points
+        found, seen, seen_iris, points = _detect(seed, list(indices), chosen=chosen, landmarker=landmarker)
+        title = f'detected by MediaPipe ({len(found)} of {num} found)'
+        fit = _fit(model, seen, seen_iris, offsets=known.offsets)
+        describe(f'{title}, 68 landmarks', fit, model=model, params=params[found], label=label[found])
+        fit = _fit(model, seen, seen_iris, points=points, offsets=known.offsets, embedding=known.embedding)
+        describe(f'{title}, {len(chosen)} points', fit, model=model, params=params[found], label=label[found])
 
 
 def describe(title: str, fit: Fit, *, model: MakeHumanHead, params: HeadParams, label: Tensor) -> None:
@@ -142,12 +153,23 @@ def expression_weights(model: MakeHumanHead, params: HeadParams) -> Tensor:
     return params.expression @ torch.linalg.pinv(table)
 
 
-def _fit(model: MakeHumanHead, landmarks: Tensor, iris: Tensor, *, offsets: Tensor | None = None) -> Fit:
+def _fit(
+    model: MakeHumanHead,
+    landmarks: Tensor,  # [N, 68, 2]
+    iris: Tensor,  # [N, 2, 5, 2]
+    *,
+    points: Tensor | None = None,  # [N, K, 2]
+    offsets: Tensor | None = None,
+    embedding: Embedding | None = None,
+) -> Fit:
     """fit_heads in batches, with a bar."""
     fits = []
     for start in tqdm(range(0, len(landmarks), _BATCH), unit='batch', desc='fitting'):
         rows = slice(start, start + _BATCH)
-        fits.append(fit_heads(model, landmarks[rows], iris=iris[rows], offsets=offsets))
+        some = None if points is None else points[rows]
+        fits.append(
+            fit_heads(model, landmarks[rows], iris=iris[rows], points=some, offsets=offsets, embedding=embedding)
+        )
     return Fit(
         params=HeadParams.cat([fit.params for fit in fits]),
         label=torch.cat([fit.label for fit in fits]),
@@ -157,18 +179,21 @@ def _fit(model: MakeHumanHead, landmarks: Tensor, iris: Tensor, *, offsets: Tens
     )
 
 
-def _detect(seed: int, indices: list[int], *, landmarker: str | None) -> tuple[list[int], Tensor, Tensor]:
-    """Rows of the renderings with a face, its landmarks [F, 68, 2] and iris points [F, 2, 5, 2] in [0, 1]."""
-    found, landmarks, iris = [], [], []
+def _detect(
+    seed: int, indices: list[int], *, chosen: Tensor, landmarker: str | None
+) -> tuple[list[int], Tensor, Tensor, Tensor]:
+    """Rows of the renderings with a face, its landmarks [F, 68, 2], irises [F, 2, 5, 2] and chosen points [F, K, 2]."""
+    found, landmarks, iris, points = [], [], [], []
     with MediaPipeDetector(landmarker) as detector:
         for row, index in enumerate(tqdm(indices, unit='image', desc='rendering')):
             item = render_index(seed, index, resolution=RESOLUTION)
             faces = detector.detect(np.ascontiguousarray(item.image.transpose(1, 2, 0)))
-            if faces and faces[0].iris is not None:
+            if faces and faces[0].iris is not None and faces[0].points is not None:
                 found.append(row)
                 landmarks.append(torch.from_numpy(faces[0].landmarks / RESOLUTION).float())
                 iris.append(torch.from_numpy(faces[0].iris / RESOLUTION).float())
-    return found, torch.stack(landmarks), torch.stack(iris)
+                points.append(torch.from_numpy(faces[0].points[chosen.numpy(), :2] / RESOLUTION).float())
+    return found, torch.stack(landmarks), torch.stack(iris), torch.stack(points)
 
 
 if __name__ == '__main__':

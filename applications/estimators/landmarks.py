@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from applications.preprocessing.calibration import landmark_offsets
+from applications.preprocessing.calibration import load_calibration
 from applications.preprocessing.detect import Face, FaceDetector
 from applications.preprocessing.fit import FitConfig, fit_heads
 from metrics.estimators.base import DrivingParams, HeadEstimate, HeadEstimator, gaze_angles, head_rotation
@@ -47,8 +47,9 @@ class LandmarkLocator:
         if not faces:
             return None
         largest = max(faces, key=lambda face: face.size)
-        iris = None if largest.iris is None else largest.iris / max(factor, 1)
-        return Face(landmarks=largest.landmarks / max(factor, 1), iris=iris)
+        factor = max(factor, 1)
+        iris, points = (None if known is None else known / factor for known in (largest.iris, largest.points))
+        return Face(landmarks=largest.landmarks / factor, iris=iris, points=points)
 
 
 class LandmarkEstimator(HeadEstimator):
@@ -63,12 +64,12 @@ class LandmarkEstimator(HeadEstimator):
         self.model = model
         self.config = config or FitConfig()
         self.locator = LandmarkLocator(detector)
-        self.offsets = landmark_offsets(detector.name, model.name)
+        self.calibration = load_calibration(detector.name, model)
         self.name = f'landmarks-{detector.name}'
         self.head_model = model.name
         digest = hashlib.sha256(f'{getattr(detector, "sha256", "")} {model.content_hash} {self.config}'.encode())
-        if self.offsets is not None:
-            digest.update(self.offsets.numpy().tobytes())
+        if self.calibration is not None:
+            digest.update(self.calibration.digest())
         self.content_hash = digest.hexdigest()
 
     def to(self, device: torch.device | str) -> LandmarkEstimator:
@@ -85,9 +86,20 @@ class LandmarkEstimator(HeadEstimator):
         face = self.locator.face(image)
         if face is None:
             return self._nothing(1, image.device)
-        iris = None if face.iris is None else torch.from_numpy(_shares(face.iris, image)).float()[None]
-        landmarks = torch.from_numpy(_shares(face.landmarks, image)).float()[None]
-        fit = fit_heads(self.model, landmarks, iris=iris, offsets=self.offsets, config=self.config)
+        known = self.calibration
+        embedding = None if known is None or face.points is None else known.embedding
+        points = None
+        if embedding is not None and face.points is not None:
+            points = _tensor(face.points[embedding.points.numpy(), :2], image)
+        fit = fit_heads(
+            self.model,
+            _tensor(face.landmarks, image),
+            iris=None if face.iris is None else _tensor(face.iris, image),
+            points=points,
+            offsets=None if known is None else known.offsets,
+            embedding=embedding,
+            config=self.config,
+        )
         return self.targets(fit.params.to(image.device), fit.label.to(image.device))
 
     def _nothing(self, count: int, device: torch.device) -> HeadEstimate:
@@ -113,6 +125,11 @@ class LandmarkEstimator(HeadEstimator):
             gaze=gaze_angles(params.eyes),
             valid=torch.ones(len(cameras), dtype=torch.bool, device=cameras.device),
         )
+
+
+def _tensor(points: np.ndarray, image: Tensor) -> Tensor:
+    """Pixels [...] -> shares of the picture's sides [1, ...]."""
+    return torch.from_numpy(_shares(points, image)).float()[None]
 
 
 def _shares(points: np.ndarray, image: Tensor) -> np.ndarray:

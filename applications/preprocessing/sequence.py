@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from applications.preprocessing.align import Crop, aimed_label, crop_from_landmarks
+from applications.preprocessing.calibration import Calibration
 from applications.preprocessing.crops import PhotoLimits, eye_distance, fit_and_crop, inner_error
 from applications.preprocessing.detect import Face
 from applications.preprocessing.fit import Fit, project_head
@@ -75,34 +76,47 @@ def identity_faces(clips: Sequence[Clip]) -> list[Face]:
     return [min((moving[i] for i in rows), key=lambda pair: pair[0])[1] for rows in stretches]
 
 
-def fit_identity(model: HeadModel, faces: Sequence[Face], *, offsets: Tensor | None, framing: str) -> Tensor:
+def fit_identity(model: HeadModel, faces: Sequence[Face], *, calibration: Calibration | None, framing: str) -> Tensor:
     """The identity [1, num_identity] of a person from several faces: the mean of the fits, without the worst third."""
-    _, fit = fit_and_crop(model, faces, offsets=offsets, framing=framing)
+    _, fit = fit_and_crop(model, faces, calibration=calibration, framing=framing)
     order = torch.argsort(fit.error.mean(dim=1))
     kept = order[: max(1, -(-2 * len(faces) // 3))]
     return fit.params.identity[kept].mean(dim=0, keepdim=True).cpu()
 
 
 def fit_block(
-    model: HeadModel, faces: Sequence[Face], identity: Tensor, *, offsets: Tensor | None, framing: str
+    model: HeadModel, faces: Sequence[Face], identity: Tensor, *, calibration: Calibration | None, framing: str
 ) -> Fitted:
     """Consecutive faces of a person with known identity [1, num_identity]."""
     anchors = list(range(min(_ANCHOR // 2, len(faces) - 1), len(faces), _ANCHOR))
     known = identity.expand(len(faces), -1)
     crops, fit = fit_and_crop(
-        model, [faces[i] for i in anchors], offsets=offsets, framing=framing, identity=known[: len(anchors)]
+        model, [faces[i] for i in anchors], calibration=calibration, framing=framing, identity=known[: len(anchors)]
     )
     nearest = [min(range(len(anchors)), key=lambda a: abs(anchors[a] - i)) for i in range(len(faces))]
     first = [crop_from_landmarks(face.landmarks) for face in faces]
     begun = [_carried(crops[a], first[anchors[a]], first[i]) for i, a in enumerate(nearest)]
     crops, fit = fit_and_crop(
-        model, faces, offsets=offsets, framing=framing, identity=known, crops=begun, start=fit[nearest], rounds=2
+        model,
+        faces,
+        calibration=calibration,
+        framing=framing,
+        identity=known,
+        crops=begun,
+        start=fit[nearest],
+        rounds=2,
     )
     return _fitted(crops, fit)
 
 
 def smooth_run(
-    model: HeadModel, faces: Sequence[Face], raw: Fitted, *, strength: float, framing: str, offsets: Tensor | None
+    model: HeadModel,
+    faces: Sequence[Face],
+    raw: Fitted,
+    *,
+    strength: float,
+    framing: str,
+    calibration: Calibration | None,
 ) -> Fitted:
     """Consecutive frames smoothed (strength 0: not), every camera exactly where the framing says."""
     rotations, _ = cameras.unpack_label(raw.label.double())
@@ -115,6 +129,7 @@ def smooth_run(
         params = smooth_params(model, params, strength=strength)
     label = aimed_label(torch.from_numpy(turned), framing=framing).float()
     crops = [Crop(float(column), float(row), float(np.exp(side))) for column, row, side in places]
+    offsets = None if calibration is None else calibration.offsets
     with torch.no_grad():
         landmarks, _ = project_head(model, params, label, offsets=offsets)
     given = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])

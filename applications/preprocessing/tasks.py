@@ -12,6 +12,7 @@ from torch import Tensor
 
 from applications.preprocessing import sequence
 from applications.preprocessing.align import extract
+from applications.preprocessing.calibration import Calibration
 from applications.preprocessing.clip import Frame
 from applications.preprocessing.crops import OverlayArtist
 from applications.preprocessing.detect import Face, FaceDetector, MediaPipeDetector
@@ -20,7 +21,7 @@ from applications.preprocessing.track import THUMBNAIL, Seen, thumbnail
 from training.dataset_format import encode_png
 from training.head.model import HeadModel
 
-FitContext = tuple[HeadModel, 'Tensor | None', str]  # with offsets and framing
+FitContext = tuple[HeadModel, 'Calibration | None', str]  # with framing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ def open_detector(detector: FaceDetector | None, landmarker: str | os.PathLike[s
 
 
 @contextlib.contextmanager
-def open_model(model: HeadModel, offsets: Tensor | None, framing: str) -> Iterator[FitContext]:
+def open_model(model: HeadModel, calibration: Calibration | None, framing: str) -> Iterator[FitContext]:
     """Context of the fits."""
-    yield model, offsets, framing
+    yield model, calibration, framing
 
 
 @contextlib.contextmanager
@@ -57,21 +58,23 @@ def detect(detector: FaceDetector, frame: Frame) -> Seen:
     if frame.image is None:
         blank = np.zeros((THUMBNAIL, THUMBNAIL), dtype=np.float32)
         return Seen(number=frame.number, name=frame.name, size=(0, 0), faces=(), thumbnail=blank, problem=frame.problem)
-    faces = tuple(Face(landmarks=face.landmarks, iris=face.iris) for face in detector.detect(frame.image))
+    faces = tuple(
+        Face(landmarks=face.landmarks, iris=face.iris, points=face.points) for face in detector.detect(frame.image)
+    )
     size = (int(frame.image.shape[0]), int(frame.image.shape[1]))
     return Seen(number=frame.number, name=frame.name, size=size, faces=faces, thumbnail=thumbnail(frame.image))
 
 
 def fit_identity(context: FitContext, faces: list[Face]) -> Tensor:
     """A person's identity [1, num_identity]."""
-    model, offsets, framing = context
-    return sequence.fit_identity(model, faces, offsets=offsets, framing=framing)
+    model, calibration, framing = context
+    return sequence.fit_identity(model, faces, calibration=calibration, framing=framing)
 
 
 def fit_block(context: FitContext, item: tuple[tuple[Face, ...], Tensor]) -> Fitted:
     """Consecutive faces of a person with its identity."""
-    model, offsets, framing = context
-    return sequence.fit_block(model, item[0], item[1], offsets=offsets, framing=framing)
+    model, calibration, framing = context
+    return sequence.fit_block(model, item[0], item[1], calibration=calibration, framing=framing)
 
 
 def crop(context: tuple[OverlayArtist, int], item: tuple[np.ndarray, Written, bool]) -> tuple[bytes, bytes | None]:

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from applications.preprocessing import sequence, tasks
-from applications.preprocessing.calibration import landmark_offsets
+from applications.preprocessing.calibration import Calibration, load_calibration
 from applications.preprocessing.clip import Frame, FrameChoice, read_frames
 from applications.preprocessing.crops import PhotoLimits, eye_distance
 from applications.preprocessing.detect import FaceDetector
@@ -110,8 +109,8 @@ def convert_video(
     )
     open_writer().discard()  # refuses before the work
     work = WorkFolder(f'{base}-work', kept, restart=restart)
-    offsets = landmark_offsets(detector_name.partition(' ')[0], model.name)
-    stages = Stages(source, work, model=model, offsets=offsets, options=options, workers=check_workers(workers))
+    calibration = load_calibration(detector_name.partition(' ')[0], model)
+    stages = Stages(source, work, model=model, calibration=calibration, options=options, workers=check_workers(workers))
     with work.removed_if_empty():
         frames = stages.detect(detector, landmarker, log=log)
     written, rejected = stages.fit(frames)
@@ -156,12 +155,12 @@ class Stages:
         work: WorkFolder,
         *,
         model: HeadModel,
-        offsets: Tensor | None,
+        calibration: Calibration | None,
         options: VideoOptions,
         workers: int,
     ) -> None:
         self.source, self.work, self.options = source, work, options
-        self.model, self.offsets, self.workers = model, offsets, workers
+        self.model, self.calibration, self.workers = model, calibration, workers
         self.resumed = 0
 
     def detect(
@@ -204,7 +203,7 @@ class Stages:
                     raw.part(start, end),
                     strength=self.options.smooth,
                     framing=self.options.framing,
-                    offsets=self.offsets,
+                    calibration=self.calibration,
                 )
                 for i in range(end - start):
                     fitted = smoothed.part(i, i + 1)
@@ -275,7 +274,7 @@ class Stages:
     def _kept(self, keys: list[str], items: list[Any], function: Callable[..., Any], *, title: str) -> list[Any]:
         """Results of the items, computed where the work folder has none."""
         todo = [(key, item) for key, item in zip(keys, items, strict=True) if not self.work.has(key)]
-        context = (tasks.open_model, (self.model, self.offsets, self.options.framing))
+        context = (tasks.open_model, (self.model, self.calibration, self.options.framing))
         results = self._map(function, [item for _, item in todo], context, title=title)
         for (key, _), result in zip(todo, results, strict=True):
             self.work.save(key, result)
