@@ -154,7 +154,7 @@ def test_named_expressions_reproduce_the_targets() -> None:
     assert min(moved.values()) > 5e-4, min(moved, key=lambda name: moved[name])
     weights = torch.rand(2, 52, generator=torch.Generator().manual_seed(0))
     expected = torch.einsum('ni,ivc->nvc', weights, HEAD._targets)
-    found = (HEAD.expression_coefficients(weights) @ HEAD._basis[:, HEAD.num_identity :]).permute(1, 2, 0)
+    found = torch.einsum('nk,kcv->nvc', HEAD.expression_coefficients(weights), HEAD._basis[HEAD.num_identity :])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
@@ -215,7 +215,7 @@ def test_lids_stay_outside_the_eyeballs() -> None:
         closing = HEAD.named_expression('eyeBlinkLeft', weight).expression.expand(6, -1)
         vertices = HEAD.forward(params.replace(expression=closing)).vertices
         rows, floor, pole = HEAD._lids[0]
-        joints = (params.identity @ HEAD._basis[:, : HEAD.num_identity, -5:]).permute(1, 2, 0) + HEAD._mean[-5:]
+        joints = (params.identity @ HEAD._joint_basis).reshape(6, 5, 3) + HEAD._mean[-5:]
         radius = (vertices[:, pole] - joints[:, 3]).norm(dim=1)
         ratio = (vertices[:, rows] - joints[:, 3, None]).norm(dim=2) / radius[:, None]
         assert float((ratio - floor).min()) > -1e-4

@@ -116,14 +116,15 @@ class MakeHumanHead(HeadModel):
         mixed = torch.tensordot(transform.double(), self._targets.double(), dims=1).float()
         expression = complete(mixed[:, half], self._expression_parity).reshape(len(mixed), -1)
         basis = torch.cat([identity, expression])
-        self._basis = basis.reshape(len(basis), -1, 3).permute(2, 0, 1).contiguous()  # [3, identity + expression, rows]
-        self._mean_planes = self._mean.T[:, None].contiguous()  # [3, 1, rows]
+        self._basis = basis.reshape(len(basis), -1, 3).transpose(1, 2).contiguous()  # [identity + expression, 3, rows]
+        self._mean_planes = self._mean.T.contiguous()  # [3, rows]
         # transform = std * orthogonal, so the inverse is its transpose over std^2.
         self._to_coefficients = transform.T / transform.square().sum(dim=1)
         self._weights = torch.from_numpy(arrays['weights']).T.contiguous()  # [joints, rows]
         self._lids = self._find_lids(arrays, mirror)
         self._mirror_rows = mirror
         self.num_identity, self.num_expression = len(shapes), len(mixed)
+        self._joint_basis = identity[:, -15:].contiguous()  # [identity, joints * 3]
 
     def _find_lids(self, arrays: dict[str, np.ndarray], mirror: Tensor) -> tuple[Lid, ...]:
         """Per eye: rows of the lids, how near (in eyeball radii) each may come to the eyeball's centre, its pole."""
@@ -185,14 +186,17 @@ class MakeHumanHead(HeadModel):
 
     def _posed_rows(self, params: HeadParams, rows: slice | Tensor, *, lids: tuple[Lid, ...] = ()) -> Tensor:
         self._check(params)
-        coefficients = torch.cat([params.identity, params.expression], dim=1).expand(3, -1, -1)
-        planes = torch.baddbmm(self._mean_planes[..., rows], coefficients, self._basis[..., rows])
-        joints = torch.baddbmm(
-            self._mean_planes[..., -5:], params.identity.expand(3, -1, -1), self._basis[:, : self.num_identity, -5:]
-        ).permute(1, 2, 0)
+        coefficients = torch.cat([params.identity, params.expression], dim=1)
+        mean, basis, weights = self._mean_planes, self._basis, self._weights
+        if isinstance(rows, Tensor):
+            mean, basis, weights = (x.index_select(-1, rows) for x in (mean, basis, weights))
+            rows = slice(None)
+        planes = torch.addmm(mean.view(-1), coefficients, basis.view(len(basis), -1)).unflatten(1, mean.shape)
+        planes = planes.transpose(0, 1)[..., rows]  # [3, N, rows]
+        joints = self._mean[-5:] + (params.identity @ self._joint_basis).unflatten(1, (5, 3))
         vectors = torch.stack([params.rotation, params.neck, params.jaw, params.eyes[:, :3], params.eyes[:, 3:]], dim=1)
         planes = self._keep_lids_outside(planes, joints, lids=lids)
-        posed = skin_planes(planes, self._weights[:, rows], joints, axis_angle_matrix(vectors), PARENTS)
+        posed = skin_planes(planes, weights[:, rows], joints, axis_angle_matrix(vectors), PARENTS)
         return (posed + params.translation.T[..., None]).permute(1, 2, 0).contiguous()
 
     def _keep_lids_outside(self, planes: Tensor, joints: Tensor, *, lids: tuple[Lid, ...]) -> Tensor:
