@@ -1,7 +1,8 @@
 """The picture that shows an avatar at a glance.
 
-A row for each picture: input, pivot, tuned, their difference, the template, depth, what each pixel counts. Then
-seven views of the tuned network, their depth, and seven expressions (applications/inversion_novel.py).
+A row for each picture (of many, ROWS that are spread over them): input, pivot, tuned, their difference, the template,
+depth, what each pixel counts. Then seven views of the tuned network, their depth, and seven expressions
+(applications/inversion_novel.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from training.template_rendering import render_template
 COLUMNS = 7
 YAWS = (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6)  # radians
 MIN_CELL = 128  # pixels
+ROWS = 8
 
 
 @torch.no_grad()
@@ -41,7 +43,7 @@ def draw_sheet(
     size = base.config.image_resolution
     before, after = base.identity(ws), tuned.identity(ws)
     cells: list[Tensor] = []
-    for view in views:
+    for view in [views[i * len(views) // ROWS] for i in range(ROWS)] if len(views) > ROWS else views:
         pivot = base.render(base.deform(before, view.head), view.label).image
         shown = tuned.render(tuned.deform(after, view.head), view.label)
         template = render_template(tuned.template, view.head, view.label, resolution=size, mode='normals')

@@ -147,16 +147,17 @@ precision_option = click.option(
 
 
 def parse_int_list(text: str, *, option: str) -> list[int]:
-    """'0,3,5-8' -> [0, 3, 5, 6, 7, 8], all below 2^32; UserError names the option."""
+    """'0,3,5-8,10-16/3' -> [0, 3, 5, 6, 7, 8, 10, 13, 16], all below 2^32; UserError names the option."""
     values: list[int] = []
     for part in text.split(','):
-        first, dash, last = part.strip().partition('-')
+        ends, slash, step = part.strip().partition('/')
+        first, dash, last = ends.partition('-')
         try:
-            numbers = range(int(first), int(last if dash else first) + 1)
+            numbers = range(int(first), int(last if dash else first) + 1, int(step) if slash else 1)
         except ValueError:
             numbers = range(0)
-        if not numbers or numbers[-1] >= 2**32:
-            raise UserError(f'{option}: expected numbers like 0,3,5-8, below 2^32, got {text!r}')
+        if not numbers or numbers.step < 0 or numbers[-1] >= 2**32:
+            raise UserError(f'{option}: expected numbers like 0,3,5-8,10-90/2, below 2^32, got {text!r}')
         if len(values) + len(numbers) > MAX_LISTED:
             raise UserError(f'{option}: expected at most {MAX_LISTED} numbers, got {text!r}')
         values += numbers

@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f'{SAMPLES} --trunc=nan', "'--trunc': nan is not a finite number"),
         (f'{SAMPLES} --fov-deg=nan', "'--fov-deg': nan is not a finite number"),
         (f'{SAMPLES} --yaws=0,inf', '--yaws: expected numbers like'),
-        (f'{SAMPLES},4294967296', '--seeds: expected numbers like 0,3,5-8, below 2^32'),
+        (f'{SAMPLES},4294967296', '--seeds: expected numbers like 0,3,5-8,10-90/2, below 2^32'),
         (f'{SAMPLES} --expression=jawOpen:nan', '--expression'),
         (f'{SAMPLES} --direction=picture.png:0', 'picture.png: no directions'),
         (f'{SAMPLES} --direction=picture.png:0:inf', '--direction picture.png:0:inf: expected FILE:INDEX'),
@@ -154,7 +154,21 @@ def test_a_lock_that_was_removed_meanwhile_is_none(tmp_path: Path) -> None:
 
 def test_lists_of_numbers() -> None:
     assert parse_int_list('0,3, 5-7', option='--seeds') == [0, 3, 5, 6, 7]
-    for wrong in ('', '-1', '5-4', '1.5', 'a', '3-', '4294967296', '99999999999999999999'):
+    assert parse_int_list('1,10-17/3,5/2', option='--seeds') == [1, 10, 13, 16, 5]
+    for wrong in (
+        '',
+        '-1',
+        '5-4',
+        '1.5',
+        'a',
+        '3-',
+        '4294967296',
+        '99999999999999999999',
+        '1-5/',
+        '1-5/0',
+        '5-1/-1',
+        '/2',
+    ):
         with pytest.raises(UserError, match='--seeds: expected numbers'):
             parse_int_list(wrong, option='--seeds')
     with pytest.raises(UserError, match=f'--seeds: expected at most {MAX_LISTED} numbers'):

@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import io
 import multiprocessing
-import os
 import re
 import time
 from collections import Counter, deque
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from dnnlib import UserError
 from dnnlib.files import atomic_write
-from torch_utils.workers import start_worker
+from torch_utils.workers import start_worker, usable_cores
 from training.dataset_format import decode_image, encode_png, image_header, image_mode
 from training.dataset_source import Source
 from training.dataset_writer import DatasetWriter
@@ -249,7 +248,7 @@ def _read(loader: _Loader, jobs: Sequence[Job], *, workers: int | None) -> Itera
     """Loaded chunks in order, with a bounded number under way."""
     chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if len(jobs) > _FEW else 0
+        workers = usable_cores() if len(jobs) > _FEW else 0
     if workers == 0:
         yield from map(loader, chunks)
         return

@@ -35,6 +35,7 @@ from applications.preprocessing.neck import check_share, split_neck
 from applications.preprocessing.pool import WorkFolder, check_workers, file_key, ordered_map
 from applications.preprocessing.report import Outcome, ReportFolder, outcome_lines, summarize
 from dnnlib import UserError
+from dnnlib.files import remove_leftovers
 from training.cameras import camera_angles
 from training.dataset_format import encode_png
 from training.dataset_writer import DatasetWriter
@@ -139,6 +140,7 @@ def convert(
         overwrite=overwrite,
     )
     open_writer().discard()  # refuses before the work
+    remove_leftovers(out)
     work = WorkFolder(f'{base}-work', options, restart=restart)
     arguments = (root, model, detector, landmarker, resolution, limits, framing, faces, neck_share)
     done, resumed = _convert_all(root, names, work=work, workers=workers, arguments=arguments, log=log)

@@ -26,7 +26,7 @@ import torch
 from applications.datasets.parameter_files import TensorUnpickler
 from dnnlib import UserError
 from dnnlib.files import atomic_write, explain_os_error
-from torch_utils.workers import start_worker
+from torch_utils.workers import start_worker, usable_cores
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -35,16 +35,11 @@ _OPTIONS = 'options.json'
 REVISION = 3  # of detection and fits: raise it where their results change, so that no run mixes two
 
 
-def default_workers() -> int:
-    """One process a core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
 def check_workers(workers: int | None) -> int:
     """The number of processes (0: this one); UserError for a negative one."""
     if workers is not None and workers < 0:
         raise UserError(f'--workers {workers}: expected 0 (this process) or more')
-    return default_workers() if workers is None else workers
+    return usable_cores() if workers is None else workers
 
 
 def ordered_map(

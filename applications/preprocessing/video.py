@@ -32,6 +32,7 @@ from applications.preprocessing.report import Outcome, ReportFolder, outcome_lin
 from applications.preprocessing.sequence import Fitted
 from applications.preprocessing.track import Clip, Seen, track
 from dnnlib import UserError
+from dnnlib.files import remove_leftovers
 from training.cameras import camera_angles
 from training.dataset_writer import DatasetWriter
 from training.head import load_head_model
@@ -108,6 +109,7 @@ def convert_video(
         overwrite=overwrite,
     )
     open_writer().discard()  # refuses before the work
+    remove_leftovers(out)
     work = WorkFolder(f'{base}-work', kept, restart=restart)
     calibration = load_calibration(detector_name.partition(' ')[0], model)
     stages = Stages(source, work, model=model, calibration=calibration, options=options, workers=check_workers(workers))
