@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -211,10 +210,7 @@ class HeadDataset:
         return pixels[:, :, ::-1] if mirrored[0] else pixels
 
     def images(self, indices: Indices) -> Tensor:
-        """Images uint8 [N, 3, R, R], large ones decoded by several threads. UserError names one that is damaged.
-
-        NumPy alone: torch would start its threads anew in each thread that calls this (`batch`).
-        """
+        """Images uint8 [N, 3, R, R], large ones decoded by several threads. UserError names one that is damaged."""
         rows, mirrored = self._split(indices)
         unique, places = np.unique(rows, return_inverse=True)
         missing = unique[~self._cached[unique]] if self._use_cache else unique
@@ -324,17 +320,14 @@ class HeadDataset:
             return None
 
     def batch(self, indices: Indices, *, device: torch.device | str = 'cpu') -> Batch:
-        """Everything about N items, on `device`; images are decoded while the heads are posed."""
-        with ThreadPoolExecutor(1) as pool:
-            image = pool.submit(self.images, indices)
-            params = self.head_params(indices)
-            return Batch(
-                indices=torch.from_numpy(np.array(indices, dtype=np.int64).reshape(-1)),
-                label=self.label(indices).to(device),
-                head=None if self._heads is None else self.head_input(indices, device=device),
-                params=None if params is None else params.to(device),
-                image=image.result().to(device),
-            )
+        """Everything about N items, on `device`."""
+        return Batch(
+            indices=torch.from_numpy(np.array(indices, dtype=np.int64).reshape(-1)),
+            image=self.images(indices).to(device),
+            label=self.label(indices).to(device),
+            head=None if self._heads is None else self.head_input(indices, device=device),
+            params=None if (params := self.head_params(indices)) is None else params.to(device),
+        )
 
 
 def _rows(array: np.ndarray, rows: np.ndarray) -> Tensor:
