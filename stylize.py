@@ -13,7 +13,7 @@ POSITIVE = click.IntRange(min=1)
 RATE = click.FloatRange(min=0, min_open=True)
 CLIP_ONLY = ('clip', 'clip_vocab', 'clip_quickgelu', 'data', 'steps', 'direction_weight', 'global_weight',
              'auto_layers', 'auto_steps')  # fmt: skip
-IMAGES_ONLY = ('kimg', 'gamma', 'density_reg', 'batch_gpu', 'gpus', 'workers')
+IMAGES_ONLY = ('kimg', 'gamma', 'density_reg', 'density_anchor', 'batch_gpu', 'gpus', 'workers')
 
 
 @click.command(cls=Command)
@@ -49,6 +49,11 @@ IMAGES_ONLY = ('kimg', 'gamma', 'density_reg', 'batch_gpu', 'gpus', 'workers')
 @click.option('--auto-steps', type=POSITIVE, help='By CLIP: steps in w that choose them. Default: 1.')
 @click.option('--kimg', type=RATE, help='By a dataset: thousand images to train on. Default: 250.')
 @click.option('--gamma', type=click.FloatRange(min=0), help='By a dataset: R1. Default: as the network was trained.')
+@click.option(
+    '--density-anchor',
+    type=click.FloatRange(min=0),
+    help="By a dataset: hold the density to the source's. Default: 1.",
+)
 @click.option('--density-reg', type=click.FloatRange(min=0), help='By a dataset: density smoothness. Default: 0.25.')
 @click.option('--batch-gpu', type=POSITIVE, help='By a dataset: images at once on a rank.')
 @click.option('--gpus', type=POSITIVE, help='By a dataset: number of ranks. Default: 1.')

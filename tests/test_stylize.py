@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases_clip import random_clip, write_clip
-from cases_dataset import png
+from cases_dataset import SheetHead, png
 from cases_outputs import tiny_generator, write_avatar, write_dataset, write_snapshot
 from cases_training import tiny_trainer
 from click.testing import CliRunner, Result
@@ -24,8 +24,9 @@ from applications.stylization.by_clip import ClipOptions, ClipStylizer
 from applications.stylization.guidance import Guidance
 from applications.stylization.scenes import DatasetScenes, RandomScenes
 from applications.stylization.survival import correlation, measure_survival
+from dnnlib import UserError
 from torch_utils.rng import stream
-from training.checkpoint import load_generator, load_snapshot, plain_state, save_snapshot
+from training.checkpoint import Info, Snapshot, load_generator, load_snapshot, plain_state, save_snapshot
 from training.dataset import HeadDataset
 from training.discriminator import DualDiscriminator
 from training.freezing import frozen_generator_parameters, last_output_layers
@@ -127,6 +128,38 @@ def test_training_leaves_frozen_parameters_bit_identical(tmp_path: Path) -> None
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert len(moved) > 0.9 * (len(before) - len(frozen))
     assert any(name.startswith('texture.synthesis.b16.torgb.') for name in moved)
+
+
+def test_training_holds_on_to_the_density_of_its_start(tmp_path: Path) -> None:
+    """The same steps with and without an anchor."""
+    first = tiny_trainer(tmp_path)
+    model = SheetHead()
+    info = Info(images_seen=0, head_model=model.name, head_model_hash=model.content_hash)
+    snapshot = Snapshot(config=first.config, info=info, template=model.template, networks=first.networks())
+    save_snapshot(tmp_path / 'source.pkl', snapshot)
+    points = torch.rand(1, 500, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    distances = []
+    for anchor in (0.0, 100.0):
+        trainer = tiny_trainer(
+            tmp_path, resume=str(tmp_path / 'source.pkl'), freeze_g='stylization', g_lr=0.01,
+            L__density_interval=1, L__density_weight=0.0, L__density_anchor=anchor,
+        )  # fmt: skip
+        source = load_generator(tmp_path / 'source.pkl').generator
+        trainer.generator.load_state_dict(source.state_dict())
+        assert (trainer.loss.anchor is None) == (anchor == 0)
+        loader = trainer.loader()
+        for _ in range(8):
+            trainer.step(next(loader))
+        heads = trainer.source.real([0]).head
+        ws = source.map(torch.zeros(1, source.config.z_dim), trainer.source.real([0]).label)
+        densities = [
+            network.density(network.deform(network.identity(ws), heads), points)
+            for network in (source, trainer.generator.eval())
+        ]
+        distances.append(float((densities[0] - densities[1]).square().mean()))
+    assert distances[1] < 0.5 * distances[0], distances
+    with pytest.raises(UserError, match='density_anchor: .*--resume'):
+        tiny_trainer(tmp_path, L__density_anchor=1.0)
 
 
 # By CLIP.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,6 +204,20 @@ def test_density_against_an_oracle(norm: str, box: float) -> None:
     wanted = np.mean(difference**2 if norm == 'l2' else np.abs(difference))
     assert float(terms.penalty) == pytest.approx(wanted, rel=1e-4)
     assert float(terms.loss.detach()) == pytest.approx(0.3 * wanted, rel=1e-4)
+
+
+def test_anchor_against_an_oracle() -> None:
+    """The mean square of the distance from another network's density, at the same points for the same ws."""
+    loss, generator, _ = _loss(density_weight=0.3, density_anchor=2.0)
+    z = torch.randn(2, 4)
+    alone = loss.generator_density(Latents(z=z), _conditions(2), rng=stream(5))
+    loss.anchor = copy.deepcopy(generator)
+    same = loss.generator_density(Latents(z=z), _conditions(2), rng=stream(5))
+    assert torch.equal(same.loss, alone.loss)
+    loss.anchor.density = lambda planes, points: generator.density(planes, points) + 0.5
+    moved = loss.generator_density(Latents(z=z), _conditions(2), rng=stream(5))
+    assert float(moved.loss.detach() - alone.loss.detach()) == pytest.approx(2.0 * 0.25, rel=1e-4)
+    assert torch.equal(moved.penalty, alone.penalty)
 
 
 def test_template_none_is_left_out() -> None:

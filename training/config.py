@@ -107,6 +107,7 @@ class LossConfig:
     density_norm: Literal['l2', 'l1'] = 'l2'  # P's equation 2: squared; R: L1
     density_box: float = 0.5  # half-side of the cube sampled; R: 1.0
     density_shift: float = 0.004  # standard deviation of the second point
+    density_anchor: float = 0.0  # weight of the squared distance from the density of the network that `resume` names
     style_mixing_prob: float = 0.0
     blur_sigma: float = 10.0  # at the image resolution, fades to 0
     blur_border: Literal['replicate', 'zero'] = 'replicate'  # zero (R): grey creeps in from the image's border

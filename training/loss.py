@@ -143,12 +143,19 @@ class GanLoss:
     """The four terms for one generator and one discriminator; holds no state of its own."""
 
     def __init__(
-        self, generator: Generator, discriminator: DualDiscriminator, *, config: LossConfig, augment: Augment | None
+        self,
+        generator: Generator,
+        discriminator: DualDiscriminator,
+        *,
+        config: LossConfig,
+        augment: Augment | None,
+        anchor: Generator | None = None,  # whose density is held on to; shares the mapping network's weights
     ) -> None:
         self.generator = generator
         self.discriminator = discriminator
         self.config = config
         self.augment = augment
+        self.anchor = anchor
 
     def generator_main(
         self, latents: Latents, conditions: Conditions, *, schedule: Schedule, rng: torch.Generator
@@ -159,7 +166,10 @@ class GanLoss:
         return GeneratorTerms(loss=F.softplus(-logits).mean(), logits=logits.detach())
 
     def generator_density(self, latents: Latents, conditions: Conditions, *, rng: torch.Generator) -> PenaltyTerms:
-        """The density at uniform points of the cube against the density at slightly shifted ones (equation 2)."""
+        """The density at uniform points of the cube against the density at slightly shifted ones (equation 2).
+
+        With an anchor its mean squared distance from the anchor's density is added, with a weight of its own.
+        """
         ws, _ = self._ws(latents, conditions)
         planes = self.generator.deform(self.generator.identity(ws, rng=rng), conditions.head, rng=rng)
         shape = [latents.z.shape[0], DENSITY_POINTS, 3]
@@ -170,7 +180,14 @@ class GanLoss:
         first, second = at_least_float32(sigma).chunk(2, dim=1)
         difference = (first - second).abs() if self.config.density_norm == 'l1' else (first - second).square()
         penalty = difference.mean()
-        return PenaltyTerms(loss=penalty * self.config.density_weight, penalty=penalty.detach())
+        loss = penalty * self.config.density_weight
+        if self.anchor is not None:
+            with torch.no_grad():
+                held = self.anchor.deform(self.anchor.identity(ws, rng=None), conditions.head, rng=None)
+                wanted = self.anchor.density(held, torch.cat([points, shifted], dim=1))
+            distance = (at_least_float32(sigma) - at_least_float32(wanted)).square().mean()
+            loss = loss + distance * self.config.density_anchor
+        return PenaltyTerms(loss=loss, penalty=penalty.detach())
 
     def discriminator_main(
         self,

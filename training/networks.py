@@ -7,6 +7,7 @@ import torch
 from dnnlib.errors import UserError
 from torch_utils.precision import choose_precision, lay_out
 from torch_utils.rng import derive_seed
+from training.checkpoint import load_generator
 from training.conditions import HeadImages
 from training.config import TrainConfig
 from training.discriminator import DualDiscriminator
@@ -30,3 +31,15 @@ def build_networks(
     for network in (generator, discriminator):
         lay_out(network.to(device).train(), choose_precision(config.precision, device))
     return generator, discriminator
+
+
+def anchor_network(config: TrainConfig, *, device: torch.device) -> Generator | None:
+    """The network that `loss.density_anchor` holds on to: the average of what the run started from; None without.
+
+    UserError for a run that started from nothing.
+    """
+    if config.loss.density_anchor <= 0:
+        return None
+    if not config.resume:
+        raise UserError('L.density_anchor: holds on to the network that --resume names; give it, or leave this out')
+    return load_generator(config.resume, device=device, precision=choose_precision(config.precision, device)).generator

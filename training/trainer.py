@@ -30,7 +30,7 @@ from training.ema import ema_beta, update_ema
 from training.freezing import frozen_generator_parameters
 from training.loss import GanLoss, Latents, Schedule
 from training.monitors import report_gradients
-from training.networks import build_networks
+from training.networks import anchor_network, build_networks
 from training.player import Player
 from training.sampler import BatchPlan, MicroBatchIndices, load_micro_batches
 
@@ -63,9 +63,8 @@ class Trainer:
         max_skipped: int = MAX_SKIPPED_STEPS,
     ) -> None:
         assert config.batch_gpu is not None
-        self.max_skipped = max_skipped
         self.config, self.dataset, self.communicator, self.stats = config, dataset, communicator, stats
-        self.device = communicator.device
+        self.max_skipped, self.device = max_skipped, communicator.device
         self.precision = choose_precision(config.precision, self.device)
         self.plan = BatchPlan(batch=config.batch, batch_gpu=config.batch_gpu, ranks=communicator.size)
         self.source = ConditionSource(
@@ -76,7 +75,7 @@ class Trainer:
         )
         self.generator, self.discriminator = build_networks(config, dataset, device=self.device)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        loss, density = config.loss, config.loss.density_weight > 0
+        loss, density = config.loss, max(config.loss.density_weight, config.loss.density_anchor) > 0
         self.density_interval = loss.density_interval if density else 0
         self.r1_interval = loss.r1_interval if loss.r1_gamma > 0 else 0
         play = functools.partial(Player, config=config, scaled=self.precision.needs_scaling)
@@ -86,7 +85,8 @@ class Trainer:
         self.d = play(self.discriminator, lr=config.d_lr, interval=self.r1_interval, frozen=frozen)
         self.discriminator.requires_grad_(False)
         augment = Augment(camera=config.augment_camera) if config.augment != 'none' else None
-        self.loss = GanLoss(self.generator, self.discriminator, config=loss, augment=augment)
+        anchor = anchor_network(config, device=self.device)
+        self.loss = GanLoss(self.generator, self.discriminator, config=loss, augment=augment, anchor=anchor)
         self.images_seen = self.skipped_in_row = self.skipped = 0  # skipped: steps of the whole run
         self.notices: list[str] = []  # what happened, for the log; emptied by its reader
         self.augment_probability = config.augment_p if config.augment == 'fixed' else 0.0

@@ -137,7 +137,7 @@ def by_dataset(network: str, outdir: str, data: str, given: Mapping[str, Any], *
         raise UserError(f'--images: {data} holds {size} px images, but the network makes {wanted} px ones; repack it')
     named = {
         'batch': 'batch', 'batch_gpu': 'batch_gpu', 'gpus': 'gpus', 'lr': 'lr', 'gamma': 'gamma',
-        'density_reg': 'density', 'seed': 'seed', 'freeze': 'freeze', 'workers': 'workers',
+        'density_reg': 'density', 'density_anchor': 'anchor', 'seed': 'seed', 'freeze': 'freeze', 'workers': 'workers',
         'head_model': 'head_model', 'grad_checkpoint': 'checkpoint',
     }  # fmt: skip
     options = ImageSetOptions(

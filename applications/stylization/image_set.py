@@ -39,6 +39,7 @@ class ImageSetOptions:
     lr: float = 0.002
     gamma: float | None = None
     density: float = 0.25
+    anchor: float = 1.0  # how firmly the density is held to the source's
     seed: int = 0
     freeze: str = 'stylization'
     precision: str = 'fp32'
@@ -63,6 +64,7 @@ def image_set_config(own: TrainConfig, options: ImageSetOptions) -> TrainConfig:
         own.loss,
         r1_gamma=own.loss.r1_gamma if options.gamma is None else options.gamma,
         density_weight=options.density,
+        density_anchor=options.anchor,
         blur_fade_kimg=0.0,
         pose_swap_fade_kimg=0.0,
     )
