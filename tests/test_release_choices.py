@@ -46,7 +46,8 @@ RELEASE_LOSS = {
     'r1_gamma': 4.0, 'r1_interval': 16, 'density_weight': 0.25, 'density_interval': 4, 'density_norm': 'l1',
     'density_box': 1.0, 'density_shift': 0.004, 'density_anchor': 0.0, 'style_mixing_prob': 0.0,
     'blur_sigma': 10.0, 'blur_border': 'zero', 'blur_fade_kimg': 200.0, 'pose_swap_prob': 0.5,
-    'pose_swap_fade_kimg': 1000.0, 'render_resolution_initial': None, 'render_fade_start_kimg': 0.0, 'render_fade_kimg': 1000.0,
+    'pose_swap_fade_kimg': 1000.0, 'render_resolution_initial': None, 'render_fade_start_kimg': 0.0,
+    'render_fade_kimg': 1000.0,
 }  # fmt: skip
 
 
